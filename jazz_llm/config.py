@@ -1,0 +1,393 @@
+"""The settings of an instance: arguments > environment > defaults, all of them checked before anything is sent."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import math
+import os
+import re
+import ssl
+import warnings
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import SplitResult, urlencode, urlsplit
+
+from .errors import LLMConfigurationError, LLMError, LLMInvalidRequestError
+from .providers import BY_NAME, Provider, provider_of_host
+from .retry import RetryPolicy
+from .timing import Timeouts
+
+if TYPE_CHECKING:
+    import httpx
+
+ApiKey = str | Callable[[], str] | Callable[[], Awaitable[str]]
+
+CHAT_ENDPOINT = "/v1/chat/completions"
+SAMPLING = ("temperature", "max_tokens", "top_p", "stop", "seed")
+# What two instances on the same pools must share.
+POOL_ARGUMENTS = ("verify", "cert", "http2", "limits", "proxy", "transport", "async_transport", "trust_env")
+
+_KEY = re.compile(r"[\x21-\x7e]+")
+_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2: token
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
+_VERSION = re.compile(r"v\d+(?:(?:alpha|beta)\d*)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Checked settings; ``arguments`` are the constructor's own, to make a copy from."""
+
+    arguments: dict[str, Any]
+    model: str
+    api_key: ApiKey | None
+    key_hint: str  # what to say where a key is needed and none was given; "" where none is needed
+    provider: Provider | None
+    url: str
+    origin: tuple[str, str, int]
+    sampling: dict[str, Any]
+    timeouts: Timeouts
+    max_retries: int
+    retry: RetryPolicy
+    http2: bool | Literal["prior_knowledge"]
+    limits: httpx.Limits | None
+    verify: bool | str | ssl.SSLContext
+    cert: tuple[str, ...] | None
+    proxy: str | None
+    trust_env: bool
+    transport: httpx.BaseTransport | None
+    async_transport: httpx.AsyncBaseTransport | None
+    max_response_bytes: int | None
+    max_event_bytes: int | None
+    default_headers: dict[str, str]
+    chat_template_kwargs: dict[str, Any] | None
+    extra_body: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Config(model={self.model!r}, url={self.url!r}, api_key={'***' if self.api_key else None})"
+
+
+def configure(arguments: dict[str, Any]) -> Config:
+    """Check the constructor's arguments and fill in what the environment and the registry know."""
+    provider = _provider(arguments["provider"])
+    base = _base_url(arguments["base_url"], provider)
+    host = base.hostname or ""
+    provider = provider or provider_of_host(host)
+    if arguments["verify"] is False:
+        warnings.warn("verify=False: any server can pose as this one and read the key.", stacklevel=4)
+    api_key, hint = _api_key(arguments, base, provider)
+    if api_key is not None and base.scheme == "http" and not is_loopback(host):
+        warnings.warn(f"The key goes over plain http to {host}: anybody on the way can read it.", stacklevel=4)
+    return Config(
+        arguments=arguments,
+        model=_text("model", arguments["model"]),
+        api_key=api_key,
+        key_hint=hint,
+        provider=provider,
+        url=_with_query(chat_url(base, provider, _endpoint(arguments["chat_endpoint"])), arguments["default_query"]),
+        origin=(base.scheme, host, base.port or (443 if base.scheme == "https" else 80)),
+        sampling=check_sampling({name: arguments[name] for name in SAMPLING}, LLMConfigurationError),
+        timeouts=check_timeouts(arguments["timeout"], arguments["first_token_timeout"], arguments["deadline"]),
+        max_retries=check_count("max_retries", arguments["max_retries"], 0, 1000),
+        retry=_retry(arguments["retry"]),
+        http2=_http2(arguments["http2"]),
+        limits=_limits(arguments["limits"]),
+        verify=_verify(arguments["verify"]),
+        cert=_cert(arguments["cert"]),
+        proxy=_proxy(arguments["proxy"]),
+        trust_env=_flag("trust_env", arguments["trust_env"]),
+        transport=_transport("transport", arguments["transport"], "handle_request"),
+        async_transport=_transport("async_transport", arguments["async_transport"], "handle_async_request"),
+        max_response_bytes=_bound("max_response_bytes", arguments["max_response_bytes"]),
+        max_event_bytes=_bound("max_event_bytes", arguments["max_event_bytes"]),
+        default_headers=check_headers("default_headers", arguments["default_headers"]),
+        chat_template_kwargs=check_mapping("chat_template_kwargs", arguments["chat_template_kwargs"]),
+        extra_body=check_mapping("extra_body", arguments["extra_body"]) or {},
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether a host is this machine; 0.0.0.0 counts, since people write it for localhost."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+def chat_url(base: SplitResult, provider: Provider | None, endpoint: str | None) -> str:
+    """Return the URL of the chat completions: the contract's one rule; ``endpoint`` is None unless the user gave one."""
+    path = base.path.rstrip("/")
+    tail = endpoint or "/chat/completions"
+    if path.endswith(tail):
+        full = path
+    elif any(_VERSION.fullmatch(segment) for segment in path.split("/")):
+        full = _join(path, tail)
+    elif provider is not None and provider_of_host(base.hostname or "") is provider:
+        full = _join(path or _registry_path(provider), tail)
+    else:
+        full = _join(path, endpoint or CHAT_ENDPOINT)
+    return f"{base.scheme}://{base.netloc.lower()}{full}"
+
+
+def check_key(key: object, name: str = "api_key") -> str:
+    """Return the key if it can stand in a header; the error does not show it."""
+    if not isinstance(key, str):
+        raise LLMConfigurationError(f"{name} must be text, not {type(key).__name__}.")
+    if len(key) > 16384 or not _KEY.fullmatch(key):
+        raise LLMConfigurationError(
+            f"{name} must be 1 to 16384 printable ASCII characters with no space or line end among them "
+            "(a stray newline from a file, perhaps)."
+        )
+    return key
+
+
+def check_headers(name: str, headers: object) -> dict[str, str]:
+    """Return the headers if none can break out of its line."""
+    checked = check_mapping(name, headers) or {}
+    for field, value in checked.items():
+        if not isinstance(field, str) or not _HEADER_NAME.fullmatch(field):
+            raise LLMConfigurationError(f"{name}: {field!r} is not a header name.")
+        if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
+            raise LLMConfigurationError(f"{name}: the value of {field!r} must be printable ASCII text on one line.")
+    return checked
+
+
+def check_mapping(name: str, value: object) -> dict[str, Any] | None:
+    """Return a mapping with text keys as a dict of its own."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise LLMConfigurationError(f"{name} must be a mapping with text keys, not {type(value).__name__}.")
+    return dict(value)
+
+
+def check_count(name: str, value: object, least: int, most: int, error: type[LLMError] = LLMConfigurationError) -> int:
+    """Return a whole number within its bounds."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise error(f"{name} must be a whole number from {least} to {most}, not {value!r}.")
+    return value
+
+
+def check_timeouts(timeout: object, first_token: object, deadline: object) -> Timeouts:
+    """Return the waits of a call; ``timeout`` is seconds for each, an ``httpx.Timeout``, or None."""
+    parts = ("connect", "pool", "write", "read")
+    if all(hasattr(timeout, part) for part in parts):
+        waits = {part: _seconds(f"timeout.{part}", getattr(timeout, part)) for part in parts}
+    else:
+        waits = dict.fromkeys(parts, _seconds("timeout", timeout))
+    return Timeouts(
+        **waits,
+        first_token=_seconds("first_token_timeout", first_token),
+        deadline=_seconds("deadline", deadline),
+    )
+
+
+def check_sampling(options: dict[str, Any], error: type[LLMError] = LLMInvalidRequestError) -> dict[str, Any]:
+    """Return the options that are not None, each checked where its kind is known."""
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given.keys() & {"temperature", "top_p", "presence_penalty", "frequency_penalty"}:
+        _number(name, given[name], error)
+    for name in given.keys() & {"max_tokens", "max_completion_tokens", "n"}:
+        check_count(name, given[name], 1, 2**53, error)
+    for name in given.keys() & {"seed", "top_logprobs"}:
+        check_count(name, given[name], -(2**63) if name == "seed" else 0, 2**63 - 1, error)
+    if "stop" in given:
+        _stop(given["stop"], error)
+    return given
+
+
+def _number(name: str, value: object, error: type[LLMError]) -> None:
+    least, most = {"temperature": (0.0, math.inf), "top_p": (0.0, 1.0)}.get(name, (-math.inf, math.inf))
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise error(f"{name} must be a finite number, not {value!r}.")
+    if not least <= value <= most:
+        raise error(f"{name} must be at least {least:g}{'' if most == math.inf else f' and at most {most:g}'}, not {value!r}.")
+
+
+def _stop(stop: object, error: type[LLMError]) -> None:
+    texts = [stop] if isinstance(stop, str) else stop
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise error(f"stop must be text or a list of texts, not {stop!r}.")
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise LLMConfigurationError(f"{name} must be text that is not empty, not {value!r}.")
+    return value
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise LLMConfigurationError(f"{name} must be True or False, not {value!r}.")
+    return value
+
+
+def _bound(name: str, value: object) -> int | None:
+    return None if value is None else check_count(name, value, 1, 2**62)
+
+
+def _seconds(name: str, value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise LLMConfigurationError(f"{name} must be a number of seconds above 0, or None for no limit, not {value!r}.")
+    return float(value)
+
+
+def _provider(name: object) -> Provider | None:
+    if name is None:
+        return None
+    row = BY_NAME.get(name.lower()) if isinstance(name, str) else None
+    if row is None:
+        near = difflib.get_close_matches(str(name), BY_NAME, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(BY_NAME)}."
+        raise LLMConfigurationError(f"provider {name!r} is not in the registry.{hint}")
+    return row
+
+
+def _base_url(given: object, provider: Provider | None) -> SplitResult:
+    name = "base_url"
+    if given is None and provider is not None:
+        given, name = provider.base_url, f"base_url of provider {provider.name!r}"
+    elif given is None:
+        variable = os.environ.get("OPENAI_BASE_URL") or None
+        given, name = variable or BY_NAME["openai"].base_url, "OPENAI_BASE_URL" if variable else name
+    if not isinstance(given, str) or not given:
+        raise LLMConfigurationError(f"{name} must be a URL, not {given!r}.")
+    if "{" in given:
+        raise LLMConfigurationError(f"{name} depends on your account: pass base_url like {given!r} with the parts filled in.")
+    return _checked_url(name, given)
+
+
+def _checked_url(name: str, given: str) -> SplitResult:
+    # urlsplit silently drops tabs and line ends, so they are refused before it sees them.
+    if not _KEY.fullmatch(given):
+        raise LLMConfigurationError(f"{name} must be printable ASCII without spaces.")
+    try:
+        url = urlsplit(given)
+        port, host = url.port, url.hostname
+    except ValueError as error:
+        raise LLMConfigurationError(f"{name} is not a URL: {error}.") from None
+    if url.username is not None or url.password is not None:
+        raise LLMConfigurationError(f"{name} must not hold a user name or password; pass api_key instead.")
+    if url.scheme not in ("http", "https") or not host or "%" in url.netloc or "\\" in given:
+        raise LLMConfigurationError(f"{name} must start with http:// or https:// and a host, not {given!r}.")
+    if port == 0 or "?" in given or "#" in given:
+        raise LLMConfigurationError(f"{name} must have a port from 1 to 65535, no query and no fragment: {given!r}.")
+    return url
+
+
+def _endpoint(given: object) -> str | None:
+    path = given.rstrip("/") if isinstance(given, str) else ""
+    if (
+        not path.startswith("/")
+        or path.startswith("//")
+        or not _KEY.fullmatch(path)
+        or re.search(r"[?#\\]|/\.{1,2}(/|$)", path)
+    ):
+        raise LLMConfigurationError(
+            f"chat_endpoint must be a path that starts with one '/', like {CHAT_ENDPOINT!r}, not {given!r}."
+        )
+    return None if path == CHAT_ENDPOINT else path
+
+
+def _registry_path(provider: Provider) -> str:
+    path = urlsplit(provider.base_url).path
+    if "{" in path:
+        raise LLMConfigurationError(f"base_url needs the path of your account, like {provider.base_url!r}.")
+    return path
+
+
+def _join(path: str, tail: str) -> str:
+    first = "/" + tail.split("/")[1]
+    if _VERSION.fullmatch(first[1:]) and path.endswith(first):
+        path = path.removesuffix(first)
+    return path + tail
+
+
+def _with_query(url: str, query: object) -> str:
+    checked = check_mapping("default_query", query)
+    return f"{url}?{urlencode(checked)}" if checked else url
+
+
+def _api_key(arguments: dict[str, Any], base: SplitResult, provider: Provider | None) -> tuple[ApiKey | None, str]:
+    given = arguments["api_key"]
+    if callable(given):
+        return given, ""
+    if given is not None:
+        return check_key(given), ""
+    names = _key_variables(arguments, base, provider)
+    found = next((name for name in names if os.environ.get(name)), None)
+    if found is not None:
+        return check_key(os.environ[found], found), ""
+    at_home = provider is not None and provider_of_host(base.hostname or "") is provider
+    return None, f"No key for {base.hostname}: pass api_key= or set {names[0]}." if at_home and names else ""
+
+
+def _key_variables(arguments: dict[str, Any], base: SplitResult, provider: Provider | None) -> tuple[str, ...]:
+    """OPENAI_API_KEY is for OpenAI, for OPENAI_BASE_URL, or for an unknown https host: it must not leak anywhere else."""
+    if provider is not None and provider.name != "openai":
+        return provider.key_env
+    from_variable = arguments["base_url"] is None and arguments["provider"] is None
+    if base.scheme == "https" or (from_variable and is_loopback(base.hostname or "")):
+        return ("OPENAI_API_KEY",)
+    return ()
+
+
+def _retry(policy: object) -> RetryPolicy:
+    if policy is None:
+        return RetryPolicy()
+    if not isinstance(policy, RetryPolicy):
+        raise LLMConfigurationError(f"retry must be a RetryPolicy, not {policy!r}.")
+    return policy
+
+
+def _http2(value: object) -> bool | Literal["prior_knowledge"]:
+    if value == "prior_knowledge":
+        return "prior_knowledge"
+    if not isinstance(value, bool):
+        raise LLMConfigurationError(f"http2 must be True, False or 'prior_knowledge', not {value!r}.")
+    return value
+
+
+def _limits(limits: Any) -> Any:
+    if limits is not None and not hasattr(limits, "max_keepalive_connections"):
+        raise LLMConfigurationError(f"limits must be an httpx.Limits, not {limits!r}.")
+    return limits
+
+
+def _verify(verify: object) -> bool | str | ssl.SSLContext:
+    if isinstance(verify, str) and not os.path.exists(verify):
+        raise LLMConfigurationError(f"verify: there is no file or folder {verify!r}.")
+    if not isinstance(verify, bool | str | ssl.SSLContext):
+        raise LLMConfigurationError(
+            f"verify must be True, False, the path of a CA bundle or an ssl.SSLContext, not {verify!r}."
+        )
+    return verify
+
+
+def _cert(cert: object) -> tuple[str, ...] | None:
+    parts = (cert,) if isinstance(cert, str) else cert
+    if parts is None:
+        return None
+    if not isinstance(parts, tuple) or not 1 <= len(parts) <= 3 or not all(isinstance(part, str) for part in parts):
+        raise LLMConfigurationError("cert must be the path of a PEM file or (certificate, key[, password]).")
+    return parts
+
+
+def _proxy(proxy: object) -> str | None:
+    if proxy is None:
+        return None
+    if not isinstance(proxy, str) or not re.match(r"(https?|socks5h?)://[^/\s]+", proxy):
+        raise LLMConfigurationError("proxy must be a URL that starts with http://, https:// or socks5:// and a host.")
+    return proxy
+
+
+def _transport(name: str, transport: Any, method: str) -> Any:
+    if transport is not None and not callable(getattr(transport, method, None)):
+        raise LLMConfigurationError(f"{name} must be an httpx transport with {method}(), not {type(transport).__name__}.")
+    return transport

@@ -1,0 +1,187 @@
+"""What is known about each provider, as data: a new provider is a new row.
+
+Sources stand beside the rows; where there is none it is the provider's own API reference. A ``{name}`` in a base URL stands for
+a part of the host or path that the user has to fill in.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provider:
+    """One provider; every field but the first three is a difference from plain OpenAI.
+
+    ``hosts`` are more hosts that are this provider. ``key_header`` carries the key (None: ``Authorization: Bearer``).
+    ``stream_options``: whether it takes ``stream_options.include_usage``. ``reasoning_outside``: reasoning tokens are beside
+    ``completion_tokens``. ``echo``: fields of the assistant's message that it wants back during a tool loop.
+    """
+
+    name: str
+    base_url: str
+    key_env: tuple[str, ...]
+    hosts: tuple[str, ...] = ()
+    key_header: str | None = None
+    stream_options: bool = True
+    reasoning_outside: bool = False
+    echo: tuple[str, ...] = ()
+
+
+PROVIDERS: tuple[Provider, ...] = (
+    Provider(name="openai", base_url="https://api.openai.com/v1", key_env=("OPENAI_API_KEY",)),
+    # The header is api-key, and Bearer is for Entra tokens: openai-python lib/azure.py.
+    Provider(
+        name="azure",
+        base_url="https://{resource}.openai.azure.com/openai/v1",
+        key_env=("AZURE_OPENAI_API_KEY",),
+        hosts=("{resource}.services.ai.azure.com", "{resource}.cognitiveservices.azure.com"),
+        key_header="api-key",
+    ),
+    Provider(name="groq", base_url="https://api.groq.com/openai/v1", key_env=("GROQ_API_KEY",)),
+    # V3.2 and later want reasoning_content back beside tool calls: api-docs.deepseek.com, "Thinking with tools".
+    Provider(
+        name="deepseek",
+        base_url="https://api.deepseek.com",
+        key_env=("DEEPSEEK_API_KEY",),
+        echo=("reasoning_content",),
+    ),
+    # stream_options was answered 422 extra_forbidden, and usage comes without it: mistralai/client-python.
+    Provider(name="mistral", base_url="https://api.mistral.ai/v1", key_env=("MISTRAL_API_KEY",), stream_options=False),
+    Provider(
+        name="together",
+        base_url="https://api.together.xyz/v1",
+        key_env=("TOGETHER_API_KEY",),
+        hosts=("api.together.ai",),
+    ),
+    Provider(name="fireworks", base_url="https://api.fireworks.ai/inference/v1", key_env=("FIREWORKS_API_KEY",)),
+    Provider(name="openrouter", base_url="https://openrouter.ai/api/v1", key_env=("OPENROUTER_API_KEY",)),
+    Provider(name="xai", base_url="https://api.x.ai/v1", key_env=("XAI_API_KEY",)),
+    Provider(name="cerebras", base_url="https://api.cerebras.ai/v1", key_env=("CEREBRAS_API_KEY",)),
+    # Usage is on every chunk, and sonar-deep-research counts reasoning beside it: docs.perplexity.ai.
+    Provider(
+        name="perplexity",
+        base_url="https://api.perplexity.ai",
+        key_env=("PERPLEXITY_API_KEY", "PPLX_API_KEY"),
+        stream_options=False,
+        reasoning_outside=True,
+    ),
+    Provider(
+        name="gemini",
+        base_url="https://generativelanguage.googleapis.com/v1beta/openai",
+        key_env=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+    ),
+    Provider(
+        name="vertex",
+        base_url="https://{location}-aiplatform.googleapis.com/v1/projects/{project}/locations/{location}/endpoints/openapi",
+        key_env=(),
+        hosts=("aiplatform.googleapis.com",),
+    ),
+    Provider(name="anthropic", base_url="https://api.anthropic.com/v1", key_env=("ANTHROPIC_API_KEY",)),
+    Provider(
+        name="cohere",
+        base_url="https://api.cohere.ai/compatibility/v1",
+        key_env=("CO_API_KEY", "COHERE_API_KEY"),
+        hosts=("api.cohere.com",),
+    ),
+    Provider(
+        name="moonshot",
+        base_url="https://api.moonshot.ai/v1",
+        key_env=("MOONSHOT_API_KEY",),
+        hosts=("api.moonshot.cn",),
+    ),
+    Provider(name="zhipu", base_url="https://open.bigmodel.cn/api/paas/v4", key_env=("ZHIPUAI_API_KEY",)),
+    Provider(name="zai", base_url="https://api.z.ai/api/paas/v4", key_env=("ZAI_API_KEY",)),
+    Provider(
+        name="dashscope",
+        base_url="https://dashscope.aliyuncs.com/compatible-mode/v1",
+        key_env=("DASHSCOPE_API_KEY",),
+        hosts=("dashscope-intl.aliyuncs.com", "dashscope-us.aliyuncs.com"),
+    ),
+    Provider(
+        name="minimax",
+        base_url="https://api.minimax.io/v1",
+        key_env=("MINIMAX_API_KEY",),
+        hosts=("api.minimaxi.com",),
+    ),
+    Provider(name="sambanova", base_url="https://api.sambanova.ai/v1", key_env=("SAMBANOVA_API_KEY",)),
+    Provider(name="nvidia", base_url="https://integrate.api.nvidia.com/v1", key_env=("NVIDIA_API_KEY",)),
+    Provider(name="huggingface", base_url="https://router.huggingface.co/v1", key_env=("HF_TOKEN",)),
+    Provider(name="novelai", base_url="https://text.novelai.net/oa/v1", key_env=("NOVELAI_API_KEY",)),
+    Provider(
+        name="bedrock",
+        base_url="https://bedrock-runtime.{region}.amazonaws.com/openai/v1",
+        key_env=("AWS_BEARER_TOKEN_BEDROCK",),
+        hosts=("bedrock-mantle.{region}.api.aws",),
+    ),
+    Provider(name="litellm", base_url="http://localhost:4000", key_env=("LITELLM_API_KEY",)),
+    Provider(
+        name="cloudflare",
+        base_url="https://api.cloudflare.com/client/v4/accounts/{account_id}/ai/v1",
+        key_env=("CLOUDFLARE_API_TOKEN",),
+        hosts=("gateway.ai.cloudflare.com",),
+    ),
+    # Models that run on Bedrock answer stream_options with 400: docs.databricks.com.
+    Provider(
+        name="databricks",
+        base_url="https://{host}.cloud.databricks.com/serving-endpoints",
+        key_env=("DATABRICKS_TOKEN",),
+        hosts=("{host}.azuredatabricks.net", "{host}.gcp.databricks.com"),
+        stream_options=False,
+    ),
+    Provider(
+        name="github",
+        base_url="https://models.github.ai/inference",
+        key_env=("GITHUB_TOKEN",),
+        hosts=("models.inference.ai.azure.com",),
+    ),
+    Provider(
+        name="snowflake",
+        base_url="https://{account}.snowflakecomputing.com/api/v2/cortex/v1",
+        key_env=("SNOWFLAKE_TOKEN",),
+    ),
+    Provider(
+        name="deepinfra",
+        base_url="https://api.deepinfra.com/v1/openai",
+        key_env=("DEEPINFRA_API_KEY", "DEEPINFRA_TOKEN"),
+        reasoning_outside=True,
+    ),
+    Provider(name="baseten", base_url="https://inference.baseten.co/v1", key_env=("BASETEN_API_KEY",)),
+    Provider(name="novita", base_url="https://api.novita.ai/v3/openai", key_env=("NOVITA_API_KEY",)),
+    Provider(name="hyperbolic", base_url="https://api.hyperbolic.xyz/v1", key_env=("HYPERBOLIC_API_KEY",)),
+    Provider(
+        name="nebius",
+        base_url="https://api.studio.nebius.com/v1",
+        key_env=("NEBIUS_API_KEY",),
+        hosts=("api.tokenfactory.nebius.com",),
+    ),
+    Provider(name="ollama", base_url="http://localhost:11434/v1", key_env=("OLLAMA_API_KEY",), hosts=("ollama.com",)),
+    Provider(name="vllm", base_url="http://localhost:8000/v1", key_env=("VLLM_API_KEY",)),
+    Provider(name="sglang", base_url="http://localhost:30000/v1", key_env=("SGLANG_API_KEY",)),
+    Provider(name="llamacpp", base_url="http://127.0.0.1:8080/v1", key_env=("LLAMA_API_KEY",)),
+    Provider(name="lmstudio", base_url="http://localhost:1234/v1", key_env=("LM_STUDIO_API_KEY",)),
+    Provider(name="tgi", base_url="http://localhost:8080/v1", key_env=("HF_TOKEN",)),
+    Provider(name="xiaomi", base_url="https://api.xiaomimimo.com/v1", key_env=("MIMO_API_KEY",)),
+    Provider(name="gmi", base_url="https://api.gmi-serving.com/v1", key_env=("GMI_API_KEY",)),
+)
+
+BY_NAME = {row.name: row for row in PROVIDERS}
+
+
+def provider_of_host(host: str) -> Provider | None:
+    """Return the provider that a public host belongs to; a loopback port tells nothing, so local servers have none."""
+    return next((row for pattern, row in _hosts() if pattern.fullmatch(host.lower())), None)
+
+
+@lru_cache(maxsize=1)
+def _hosts() -> list[tuple[re.Pattern[str], Provider]]:
+    patterns = []
+    for row in PROVIDERS:
+        home = row.base_url.split("/")[2]
+        for host in (home, *row.hosts):
+            if not host.startswith(("localhost", "127.")):
+                literal = re.sub(r"\\\{\w+\\\}", r"[^/]+", re.escape(host))
+                patterns.append((re.compile(literal), row))
+    return patterns

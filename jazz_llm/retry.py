@@ -1,0 +1,156 @@
+"""When a call is tried again, and how long it waits first. The only file that imports tenacity.
+
+The first try is made straight: tenacity is entered only after a retryable failure, since it would double a call's CPU.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .errors import LLMConfigurationError, LLMConnectionError, LLMError, LLMRateLimitError, LLMStatusError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    import tenacity
+
+R = TypeVar("R")
+
+# CONTRACT, section 5; 424 is what TGI answers when a model shard failed.
+RETRYABLE = frozenset({408, 409, 424, 425, 429, 498, *range(500, 600)} - {501, 505})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How to retry: seconds for ``initial``, ``maximum`` and ``max_retry_after``; ``jitter`` is the part taken off at random.
+
+    ``statuses`` are retried unless the body or a header says otherwise; ``ambiguous`` covers connections lost before any byte
+    of the answer, where the server may have done the work; ``budget`` bounds tries to 1.1 x calls + 10 while a server is down.
+    """
+
+    initial: float = 0.5
+    maximum: float = 8.0
+    jitter: float = 0.25
+    statuses: frozenset[int] = RETRYABLE
+    ambiguous: bool = True
+    max_retry_after: float = 120.0
+    budget: bool = True
+
+    def __post_init__(self) -> None:
+        numbers = (self.initial, self.maximum, self.jitter, self.max_retry_after)
+        if not all(isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < float("inf") for n in numbers):
+            raise LLMConfigurationError("RetryPolicy: initial, maximum, jitter and max_retry_after must be numbers from 0.")
+        if self.jitter > 1:
+            raise LLMConfigurationError("RetryPolicy: jitter is a part of the wait, so at most 1.")
+        object.__setattr__(self, "statuses", frozenset(self.statuses))
+
+    def wait(self, retries_so_far: int, error: LLMError) -> float:
+        """Return the seconds to wait before the next try: what the server asked for, else exponential, jittered downwards."""
+        hint = error.retry_after if isinstance(error, LLMStatusError) else None
+        if hint is not None:
+            return hint
+        full = min(self.maximum, self.initial * 2.0 ** min(retries_so_far, 60))
+        return full * (1 - self.jitter * random.random())  # noqa: S311  # spreads load, guards nothing
+
+
+class RetryBudget:
+    """A bucket of retries: starts at 10, each first try adds 0.1, each retry takes 1; shared by an instance and its copies."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tokens = 10.0
+
+    def first_try(self) -> None:
+        """Put in what one call earns."""
+        with self._lock:
+            self._tokens = min(10.0, self._tokens + 0.1)
+
+    def take(self) -> bool:
+        """Take one retry out; False where none is left."""
+        with self._lock:
+            if self._tokens < 1.0:
+                return False
+            self._tokens -= 1.0
+            return True
+
+
+@dataclass(slots=True)
+class Retries:
+    """The retries of one call: what may still be tried, and when."""
+
+    policy: RetryPolicy
+    budget: RetryBudget
+    max_retries: int
+    left_of_call: Callable[[], float | None]
+    made: int = 0
+
+    def worth_it(self, error: LLMError) -> bool:
+        """Say whether this failure may be tried again at all."""
+        lost = isinstance(error, LLMConnectionError) and error.maybe_processed
+        return error.retryable and not (lost and not self.policy.ambiguous)
+
+    def run(self, attempt: Callable[[], R], sleep: Callable[[float], None], first: LLMError) -> R:
+        """Wait and try again until an attempt succeeds or must not be repeated; ``first`` is the failure that led here."""
+        import tenacity
+
+        pending = [first]
+
+        def again() -> R:
+            if pending:
+                raise pending.pop()
+            return attempt()
+
+        return tenacity.Retrying(**self._settings(sleep))(again)
+
+    async def arun(self, attempt: Callable[[], Awaitable[R]], sleep: Callable[[float], Awaitable[None]], first: LLMError) -> R:
+        """Do what ``run`` does, awaiting."""
+        import tenacity
+
+        pending = [first]
+
+        async def again() -> R:
+            if pending:
+                raise pending.pop()
+            return await attempt()
+
+        return await tenacity.AsyncRetrying(**self._settings(sleep))(again)
+
+    def _settings(self, sleep: Any) -> dict[str, Any]:
+        return {
+            "sleep": sleep,
+            "wait": self._wait,
+            "stop": self._stop,
+            "retry": self._retry,
+            "reraise": True,
+        }
+
+    def _retry(self, state: tenacity.RetryCallState) -> bool:
+        error = _failure(state)
+        return error is not None and self.worth_it(error)
+
+    def _wait(self, state: tenacity.RetryCallState) -> float:
+        error = _failure(state)
+        return 0.0 if error is None else self.policy.wait(self.made, error)
+
+    def _stop(self, state: tenacity.RetryCallState) -> bool:
+        """Stop before a wait that is too long, past the deadline, or not paid for."""
+        error, wait, left = _failure(state), state.upcoming_sleep, self.left_of_call()
+        if self.made >= self.max_retries or wait > self.policy.max_retry_after or (left is not None and wait >= left):
+            return True
+        if self.policy.budget and not _free(error) and not self.budget.take():
+            return True
+        self.made += 1
+        return False
+
+
+def _failure(state: tenacity.RetryCallState) -> LLMError | None:
+    error = state.outcome.exception() if state.outcome is not None else None
+    return error if isinstance(error, LLMError) else None
+
+
+def _free(error: LLMError | None) -> bool:
+    """A 429, and whatever names its own wait, is the server steering us: it does not drain the budget."""
+    return isinstance(error, LLMRateLimitError) or (isinstance(error, LLMStatusError) and error.retry_after is not None)

@@ -1,0 +1,137 @@
+"""Deadlines of one call: connect, pool, write, read, first token, between tokens, the whole.
+
+A :class:`Clock` never waits. The drivers below it ask how long the wait at hand may last, and tell it what the call is doing;
+it knows why a wait was ended, and that is also how a wait is ended from outside (``interrupt``).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from .errors import LLMClosedError, LLMError, LLMTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .errors import Phase
+
+# How long a stream waits for usage and [DONE] after its finish_reason, seconds (the contract's section 1).
+TAIL_SECONDS = 1.0
+
+Reason = Literal["stopped", "closed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds for each wait of one try, and ``deadline`` for the whole call; None waits for ever."""
+
+    connect: float | None = None
+    pool: float | None = None
+    write: float | None = None
+    read: float | None = None
+    first_token: float | None = None
+    deadline: float | None = None
+
+
+class Clock:
+    """The one deadline that counts now, and the reason to stop before it.
+
+    ``until`` is a time of ``time.monotonic`` or None. ``on_change`` is told when it moves; ``wake`` ends the wait under way.
+    Both are set by the driver that waits.
+    """
+
+    __slots__ = ("_ends", "_streams", "answering", "on_change", "phase", "reason", "sent", "timeouts", "until", "wake")
+
+    def __init__(self, timeouts: Timeouts, *, streams: bool) -> None:
+        self.timeouts = timeouts
+        self._streams = streams
+        self.phase: Phase = "pool"
+        self._ends = None if timeouts.deadline is None else time.monotonic() + timeouts.deadline
+        self.reason: Reason | None = None
+        self.wake: Callable[[], object] | None = None
+        self.on_change: Callable[[], object] | None = None
+        self.begin()
+
+    def begin(self, phase: Phase = "pool") -> None:
+        """Start a new try."""
+        self.sent = False  # whether a byte of the request went out
+        self.answering = False  # whether the answer's head is there: writes are then the connection's own affair
+        self._enter(phase)
+
+    def connecting(self) -> None:
+        """Start the wait for DNS, TCP and TLS together."""
+        if self.phase == "pool":
+            self._enter("connect")
+
+    def writing(self) -> None:
+        """Start the wait for one write to go out."""
+        if not self.answering:
+            self._enter("write")
+
+    def waiting(self) -> None:
+        """Start the wait for the answer: the request, or what has to go out of it now, is sent."""
+        if not self.answering:
+            self._enter("first_token" if self._streams and self.timeouts.first_token is not None else "read")
+
+    def content(self) -> None:
+        """Start the wait for the next content of a stream."""
+        if self._streams:
+            self._enter("between_tokens")
+
+    def tail(self) -> None:
+        """Start the short wait for what follows a finish_reason."""
+        self.phase = "between_tokens"
+        self._set(time.monotonic() + TAIL_SECONDS)
+
+    def remaining(self) -> float | None:
+        """Return the seconds left for the wait under way (0.0 where there are none), None for no limit."""
+        return None if self.until is None else max(0.0, self.until - time.monotonic())
+
+    def left_of_call(self) -> float | None:
+        """Return the seconds left of the whole call's deadline, None for no deadline."""
+        return None if self._ends is None else self._ends - time.monotonic()
+
+    def interrupt(self, reason: Reason) -> None:
+        """End the wait under way, and every later one, from any thread."""
+        if self.reason is None:
+            self.reason = reason
+        if self.wake is not None:
+            self.wake()
+
+    def failure(self) -> LLMError:
+        """Say why a wait ended without what it waited for."""
+        if self.reason is not None:
+            return LLMClosedError("The client was closed while this call was running.")
+        phase: Phase = self.phase
+        if self._ends is not None and self.until is not None and self.until >= self._ends:
+            phase = "deadline"
+        return LLMTimeoutError(_SENTENCES[phase].format(self._limit(phase)), phase=phase)
+
+    def _enter(self, phase: Phase) -> None:
+        self.phase = phase
+        limit = self._limit(phase)
+        self._set(None if limit is None else time.monotonic() + limit)
+
+    def _set(self, until: float | None) -> None:
+        if self._ends is not None:
+            until = self._ends if until is None else min(until, self._ends)
+        self.until = until
+        if self.on_change is not None:
+            self.on_change()
+
+    def _limit(self, phase: Phase) -> float | None:
+        limit: float | None = getattr(self.timeouts, "read" if phase == "between_tokens" else phase)
+        return limit
+
+
+_SENTENCES: dict[Phase, str] = {
+    "connect": "No connection within {} s (DNS, TCP and TLS together).",
+    "pool": "No free connection within {} s: every one allowed by limits is in use.",
+    "write": "The server did not take the request within {} s.",
+    "read": "No answer within {} s of the request being sent.",
+    "first_token": "No first token within {} s of the request being sent.",
+    "between_tokens": "The stream stalled: nothing new for {} s.",
+    "deadline": "The call did not end within its deadline of {} s.",
+}

@@ -1,0 +1,596 @@
+"""The async pool: one httpx.AsyncHTTPTransport per running loop, over sockets of ours.
+
+Sockets under the loop's readiness calls rather than asyncio's transports: they can be closed in any loop state, and a task
+cancelled in the middle of a read has read nothing and in the middle of a write leaves the rest to the next write, so that a
+cancelled call cannot tear a record that its siblings on the connection share. Every wait of a call runs under :func:`within`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import httpcore
+import httpx
+
+from ..config import Config
+from ..errors import LLMClosedError, LLMConfigurationError
+from ..timing import Clock
+from . import Request
+from .blocking import READ_SIZE, RESENDS, default_limits
+from .faults import error_for, is_ours, never_processed, silence_hpack
+from .names import Origin, Proxies, resolve
+from .tls import TLSLayer, context_for, reason_of
+
+R = TypeVar("R")
+Wait = Clock | float | None
+
+
+async def within(clock: Clock, work: Awaitable[R]) -> R:
+    """Await under the call's clock: its deadline, which may move meanwhile, and ``interrupt`` from any thread end the wait."""
+    loop = asyncio.get_running_loop()
+
+    def due() -> float | None:
+        left = clock.remaining() if clock.reason is None else 0.0
+        return None if left is None else loop.time() + left
+
+    def move() -> None:
+        with contextlib.suppress(RuntimeError):  # the wait is over already
+            alarm.reschedule(due())
+
+    try:
+        async with asyncio.timeout_at(due()) as alarm:
+            clock.on_change, clock.wake = move, lambda: _call_soon(loop, move)
+            move()
+            return await work
+    except TimeoutError:
+        pass
+    finally:
+        clock.on_change = clock.wake = None
+    raise clock.failure()
+
+
+class AsyncPool(httpx.AsyncBaseTransport):
+    """Connections of the async calls, apart for each loop; also the transport of ``llm.aclient``."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.closed = False
+        # An asyncio loop takes weak references; uvloop's does too.
+        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopPool] = weakref.WeakKeyDictionary()
+
+    async def aopen(self, request: Request, clock: Clock) -> AsyncResponse:
+        """Send a request and return its answer once the head is there; what is provably unprocessed is sent again at once."""
+        pool = await self._pool()
+        for resends_left in range(RESENDS, -1, -1):
+            clock.begin("pool" if self.config.async_transport is None else "read")
+            try:
+                return await within(clock, pool.send(request, clock))
+            except Exception as fault:
+                again = resends_left > 0 and never_processed(fault, clock)
+                error = error_for(fault, clock, request.origin[1]) if is_ours(fault) else fault
+            if not again:
+                break
+        raise error
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Serve ``llm.aclient``."""
+        url = request.url
+        port = url.port or (443 if url.scheme == "https" else 80)
+        return await (await self._pool()).transport((url.scheme, url.host, port)).handle_async_request(request)
+
+    async def asleep(self, clock: Clock, seconds: float) -> None:
+        """Wait between two tries."""
+        await within(clock, asyncio.sleep(seconds))
+
+    def close(self) -> None:
+        """Close every socket of every loop, from any thread; a wait under way on one ends with an error."""
+        self.closed = True
+        for pool in list(self._loops.values()):
+            pool.close()
+
+    async def aclose(self) -> None:
+        """Close, and see the running loop's part of it through."""
+        self.close()
+        pool = self._loops.pop(_running_loop(), None)
+        if pool is not None:
+            await pool.settle()
+        if self.config.async_transport is not None:
+            await self.config.async_transport.aclose()
+
+    async def _pool(self) -> LoopPool:
+        if self.closed:
+            raise LLMClosedError("The client is closed.")
+        loop = _running_loop()
+        pool = self._loops.get(loop)
+        if pool is None:
+            for other in [other for other in self._loops if other.is_closed()]:
+                self._loops.pop(other).close()
+            pool = self._loops[loop] = LoopPool(self.config, loop)
+            await pool.watch_the_end()
+        return pool
+
+
+class LoopPool:
+    """The connections of one loop."""
+
+    def __init__(self, config: Config, loop: asyncio.AbstractEventLoop) -> None:
+        self.config = config
+        self.loop = loop
+        self._proxies = Proxies(config.proxy, trust_env=config.trust_env)
+        self._transports: dict[str | None, httpx.AsyncBaseTransport] = {}
+        self.draining: list[AsyncResponse] = []
+        self._sockets: set[AsyncSocketStream] = set()
+        self._releases: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    async def send(self, request: Request, clock: Clock) -> AsyncResponse:
+        """Send one request and return its answer."""
+        while self.draining:
+            await self.draining.pop().drain()
+        extensions = {"timeout": self._waits(clock)}
+        sent = httpx.Request(request.method, request.url, headers=request.headers, content=request.body, extensions=extensions)
+        answer = await self.transport(request.origin).handle_async_request(sent)
+        clock.answering = True
+        return AsyncResponse(self, answer, clock, request.origin[1])
+
+    def add(self, stream: AsyncSocketStream) -> None:
+        """Keep a new socket, to be able to close it."""
+        self._sockets.add(stream)
+        if self._closed:
+            stream.abort()
+
+    def remove(self, stream: AsyncSocketStream) -> None:
+        """Forget a socket that is closed."""
+        self._sockets.discard(stream)
+
+    def tls_context(self) -> ssl.SSLContext:
+        """Return the TLS context of this pool, made on first need."""
+        config = self.config
+        return context_for(config.verify, config.cert, http2=config.http2 is not False, trust_env=config.trust_env)
+
+    def release(self, response: AsyncResponse) -> None:
+        """Give a connection's slot back; httpcore can only do that in a coroutine."""
+        if self.loop.is_closed():
+            return
+        if _is_running_here(self.loop):
+            task = self.loop.create_task(response.arelease())
+            self._releases.add(task)
+            task.add_done_callback(self._releases.discard)
+        else:
+            _call_soon(self.loop, lambda: self.release(response))
+
+    def close(self) -> None:
+        """Close every socket, from any thread and in any state of the loop."""
+        self._closed = True
+        for stream in list(self._sockets):
+            stream.abort()
+
+    async def settle(self) -> None:
+        """Wait until nothing of this pool is left on its loop."""
+        await self._sentinel.aclose()
+        # Each wait that was ended takes a few turns to unwind; httpcore's suspended generators one for each level.
+        for turn in range(100):
+            if turn > 4 and not self._releases and not any(stream.waiting for stream in self._sockets):
+                return
+            await asyncio.sleep(0)
+
+    async def watch_the_end(self) -> None:
+        """Have ``asyncio.run`` close this pool: its shutdown_asyncgens ends the generator that is started here."""
+        self._sentinel = _sentinel(weakref.ref(self))
+        await anext(self._sentinel)
+
+    def _waits(self, clock: Clock) -> dict[str, Any]:
+        times = clock.timeouts
+        if self.config.async_transport is not None:
+            return {"connect": times.connect, "read": times.read, "write": times.write, "pool": times.pool}
+        return {"connect": clock, "read": clock, "write": clock, "pool": None}
+
+    def transport(self, origin: Origin) -> httpx.AsyncBaseTransport:
+        """Return the transport for an origin: the user's own, or the one of its proxy."""
+        if self.config.async_transport is not None:
+            return self.config.async_transport
+        proxy = self._proxies.of(origin)
+        if proxy not in self._transports:
+            self._transports[proxy] = self._made(proxy)
+        return self._transports[proxy]
+
+    def _made(self, proxy: str | None) -> httpx.AsyncBaseTransport:
+        silence_hpack()
+        config = self.config
+        transport = httpx.AsyncHTTPTransport(
+            verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),  # a dummy: httpcore would set ALPN on the real one
+            http1=config.http2 != "prior_knowledge",
+            http2=config.http2 is not False,
+            limits=config.limits or default_limits(),
+            proxy=proxy,
+        )
+        # httpx has no public way to this; a test notices should the attribute go.
+        transport._pool._network_backend = AsyncBackend(self)
+        return transport
+
+
+async def _sentinel(pool: weakref.ref[LoopPool]) -> AsyncGenerator[None]:
+    try:
+        yield
+    finally:
+        if (alive := pool()) is not None:
+            alive.close()
+
+
+class AsyncResponse:
+    """The answer to one attempt: head and body as it comes."""
+
+    def __init__(self, pool: LoopPool, answer: httpx.Response, clock: Clock, host: str) -> None:
+        self.status = answer.status_code
+        self.headers = {name.lower(): value for name, value in answer.headers.items()}
+        self.http_version = answer.extensions.get("http_version", b"HTTP/1.1").decode("ascii", "replace")
+        self._pool = pool
+        self._host = host
+        self._answer = answer
+        self._stream = answer.extensions.get("network_stream")
+        self._body: AsyncIterator[bytes] = aiter(answer.stream)  # type: ignore[arg-type]  # an async transport's stream
+        self._clock = clock
+        self._open = True
+
+    async def aread(self) -> bytes:
+        """Return what one read of the network brings, b"" at the end of the message."""
+        try:
+            data = await within(self._clock, anext(self._body, b""))
+        except Exception as fault:
+            error = error_for(fault, self._clock, self._host) if is_ours(fault) else fault
+        else:
+            if not data and self._open:
+                self._open = False
+                await self.arelease()
+            return data
+        self.close()
+        raise error
+
+    def close(self) -> None:
+        """Give up what is left of the answer: over HTTP/1.1 the server is told by the closing of the connection."""
+        if self._open:
+            self._open = False
+            if self.http_version != "HTTP/2" and isinstance(self._stream, _AsyncStream):
+                self._stream.abort()
+            self._pool.release(self)
+
+    def finish(self) -> None:
+        """Give the connection back after the last byte that was wanted; the message's own end may still be on its way."""
+        if self._open and self.http_version != "HTTP/2":
+            self._open = False
+            self._pool.draining.append(self)
+        else:
+            self.close()
+
+    async def drain(self) -> None:
+        """Read the end of the message if it has arrived, else drop the connection."""
+        self._clock.until = 0.0
+        with contextlib.suppress(Exception):
+            await anext(self._body, b"")
+        await self.arelease()
+
+    async def arelease(self) -> None:
+        """Let httpcore clean up."""
+        with contextlib.suppress(Exception):
+            aclose = getattr(self._body, "aclose", None)
+            if aclose is not None:
+                await aclose()
+            await self._answer.aclose()
+
+
+class AsyncBackend(httpcore.AsyncNetworkBackend):
+    """Makes the connections of one loop."""
+
+    def __init__(self, pool: LoopPool) -> None:
+        self._pool = pool
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: Wait = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> AsyncSocketStream:
+        """Connect to the first address of a host that answers, all within one wait."""
+        if isinstance(timeout, Clock):
+            timeout.connecting()
+        async with _limited(timeout, httpcore.ConnectTimeout):
+            return await self._connect(host, port)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait; httpcore asks for this."""
+        await asyncio.sleep(seconds)
+
+    async def _connect(self, host: str, port: int) -> AsyncSocketStream:
+        try:
+            addresses = await asyncio.wrap_future(resolve(host, port))
+        except OSError as error:
+            raise httpcore.ConnectError(f"{host}: {error.strerror or error}") from None
+        reason = "the name has no address"
+        for family, kind, protocol, _, address in addresses:
+            sock = socket.socket(family, kind, protocol)
+            sock.setblocking(False)
+            stream = AsyncSocketStream(sock, self._pool)
+            try:
+                await stream.connect(address)
+                return stream
+            except OSError as error:
+                stream.abort()
+                reason = error.strerror or str(error)
+            except BaseException:
+                stream.abort()
+                raise
+        raise httpcore.ConnectError(f"{host}:{port}: {reason}")
+
+
+class _AsyncStream(httpcore.AsyncNetworkStream):
+    """What a plain socket and TLS over one have in common: the phases of a call."""
+
+    pool: LoopPool
+
+    async def read(self, max_bytes: int, timeout: Wait = None) -> bytes:
+        """Return up to ``max_bytes``, b"" at the end."""
+        if isinstance(timeout, Clock):
+            return await self.receive(max_bytes, wait=timeout.until != 0.0)
+        async with _limited(timeout, httpcore.ReadTimeout):
+            return await self.receive(max_bytes)
+
+    async def write(self, buffer: bytes, timeout: Wait = None) -> None:
+        """Send all of ``buffer``."""
+        if not buffer:
+            return
+        if isinstance(timeout, Clock):
+            timeout.writing()
+        async with _limited(timeout, httpcore.WriteTimeout):
+            await self.send(buffer)
+        if isinstance(timeout, Clock):
+            timeout.sent = True
+            timeout.waiting()
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        self.abort()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: Wait = None
+    ) -> httpcore.AsyncNetworkStream:
+        """Put TLS over this stream, with the pool's context; ``ssl_context`` is the dummy that httpcore holds."""
+        try:
+            stream = AsyncTLSStream(self, self.pool.tls_context(), server_hostname)
+            async with _limited(timeout, httpcore.ConnectTimeout):
+                await stream.handshake()
+            return stream
+        except BaseException:
+            self.abort()
+            raise
+
+    def abort(self) -> None:
+        """Close the connection at once, from any thread."""
+        raise NotImplementedError
+
+    async def receive(self, max_bytes: int, *, wait: bool = True) -> bytes:
+        """Read without a change of phase; ``wait=False`` raises ReadTimeout where nothing has come."""
+        raise NotImplementedError
+
+    async def send(self, data: bytes) -> None:
+        """Write without a change of phase."""
+        raise NotImplementedError
+
+
+class AsyncSocketStream(_AsyncStream):
+    """A TCP connection that any thread may abort, whatever its loop is doing."""
+
+    def __init__(self, sock: socket.socket, pool: LoopPool) -> None:
+        self.pool = pool
+        self.waiting = 0  # waits of the loop on the descriptor: it must not be closed under them
+        self._sock = sock
+        self._unsent = bytearray()
+        self._aborted = False
+        pool.add(self)
+
+    async def connect(self, address: Any) -> None:
+        """Connect to one address."""
+        with self._waiting():
+            await self.pool.loop.sock_connect(self._sock, address)
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    async def receive(self, max_bytes: int, *, wait: bool = True) -> bytes:
+        """Read what has come, waiting for it if need be."""
+        loop = self.pool.loop
+        while True:
+            self._check(httpcore.ReadError)
+            try:
+                return self._sock.recv(max_bytes)
+            except BlockingIOError:
+                if not wait:
+                    raise httpcore.ReadTimeout from None
+            except OSError as error:
+                raise httpcore.ReadError(error.strerror or str(error)) from None
+            try:
+                await self._ready(loop.add_reader, loop.remove_reader)
+            except NotImplementedError:  # Windows' proactor loop completes operations, it does not tell readiness
+                with self._waiting(), _mapped(httpcore.ReadError):
+                    return await loop.sock_recv(self._sock, max_bytes)
+
+    async def send(self, data: bytes) -> None:
+        """Send all, first of all what a cancelled send left over."""
+        loop = self.pool.loop
+        self._unsent += data
+        while self._unsent:
+            self._check(httpcore.WriteError)
+            try:
+                del self._unsent[: self._sock.send(self._unsent)]
+                continue
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                raise httpcore.WriteError(error.strerror or str(error)) from None
+            try:
+                await self._ready(loop.add_writer, loop.remove_writer)
+            except NotImplementedError:
+                with self._waiting(), _mapped(httpcore.WriteError):
+                    rest = bytes(self._unsent)
+                    self._unsent.clear()
+                    await loop.sock_sendall(self._sock, rest)
+
+    def abort(self) -> None:
+        """Close at once; where the loop waits on the descriptor, end that wait, which then closes it."""
+        self._aborted = True
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        loop = self.pool.loop
+        if loop.is_running() and not _is_running_here(loop):
+            _call_soon(loop, self._close_unless_waiting)
+        else:
+            self._close_unless_waiting()
+
+    def get_extra_info(self, info: str) -> Any:
+        """Tell httpcore what it asks about a connection."""
+        if info == "is_readable":
+            return self._is_readable()
+        return {"socket": self._sock}.get(info)
+
+    async def _ready(self, add: Callable[..., Any], remove: Callable[[int], Any]) -> None:
+        descriptor = self._sock.fileno()
+        waiter = self.pool.loop.create_future()
+        add(descriptor, _wake, waiter)
+        with self._waiting():
+            try:
+                await waiter
+            finally:
+                with contextlib.suppress(RuntimeError):  # the loop was closed with this wait still on it
+                    remove(descriptor)
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        self.waiting += 1
+        try:
+            yield
+        finally:
+            self.waiting -= 1
+            if self._aborted:
+                self._close_unless_waiting()
+
+    def _close_unless_waiting(self) -> None:
+        if not self.waiting or self.pool.loop.is_closed():
+            self.pool.remove(self)
+            self._sock.close()
+
+    def _check(self, broken: type[Exception]) -> None:
+        if self._aborted:
+            raise broken("closed")
+
+    def _is_readable(self) -> bool:
+        """Say whether an idle connection has something to say: its end, in all likelihood."""
+        try:
+            self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
+
+
+class AsyncTLSStream(_AsyncStream):
+    """TLS over another stream, which may itself be TLS (an https proxy)."""
+
+    def __init__(self, inner: _AsyncStream, context: ssl.SSLContext, server_hostname: str | None) -> None:
+        self.pool = inner.pool
+        self._inner = inner
+        self._tls = TLSLayer(context, server_hostname)
+
+    async def handshake(self) -> None:
+        """Agree on keys and protocol."""
+        try:
+            while not self._tls.handshake():
+                await self._exchange()
+            await self._flush()
+        except ssl.SSLError as error:
+            with contextlib.suppress(httpcore.NetworkError):
+                await self._flush()  # the alert tells the server why its certificate is refused
+            raise httpcore.ConnectError(reason_of(error)) from None
+        except (httpcore.ReadError, httpcore.WriteError) as error:
+            raise httpcore.ConnectError(f"TLS handshake: {error}") from None
+
+    async def receive(self, max_bytes: int, *, wait: bool = True) -> bytes:
+        """Read and decrypt; an end without close_notify is a broken connection, since anybody can cut TCP."""
+        try:
+            while (data := self._tls.read(max_bytes)) is None:
+                await self._exchange(wait=wait)
+        except ssl.SSLError as error:
+            raise httpcore.ReadError(reason_of(error)) from None
+        return data
+
+    async def send(self, data: bytes) -> None:
+        """Encrypt and send."""
+        try:
+            self._tls.write(data)
+        except ssl.SSLError as error:
+            raise httpcore.WriteError(reason_of(error)) from None
+        await self._flush()
+
+    def abort(self) -> None:
+        """Close the connection beneath."""
+        self._inner.abort()
+
+    def get_extra_info(self, info: str) -> Any:
+        """Tell httpcore what it asks about a connection."""
+        return self._tls.object if info == "ssl_object" else self._inner.get_extra_info(info)
+
+    async def _exchange(self, *, wait: bool = True) -> None:
+        await self._flush()
+        self._tls.receive(await self._inner.receive(READ_SIZE, wait=wait))
+
+    async def _flush(self) -> None:
+        if data := self._tls.outgoing():
+            await self._inner.send(data)
+
+
+@contextlib.asynccontextmanager
+async def _limited(timeout: Wait, late: type[Exception]) -> AsyncGenerator[None]:
+    """Limit a wait by seconds; a clock needs nothing here, since the whole call already waits ``within`` it."""
+    try:
+        async with asyncio.timeout(None if isinstance(timeout, Clock) else timeout):
+            yield
+    except TimeoutError:
+        raise late from None
+
+
+@contextlib.contextmanager
+def _mapped(broken: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise broken(error.strerror or str(error)) from None
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+        loop.call_soon_threadsafe(call)
+
+
+def _is_running_here(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    raise LLMConfigurationError("The async calls need a running asyncio (or uvloop) event loop; trio is not supported.")
