@@ -319,7 +319,7 @@ class _Attempts:
         self._call = call
         self._shared = llm._shared
         self._clock = Clock(call.timeouts, streams=call.streams)
-        self._decoder: Decoder = call.decoder()
+        self._decoder = self._new_decoder()
         self._answer: Any = None  # the transport's response of the attempt under way
         self._texts: list[str] | None = None  # what the first read with content brought
         self._state: Literal["new", "open", "over"] = "new"
@@ -349,9 +349,21 @@ class _Attempts:
         self._attempts += 1
         self._first_content = None
         self._answer = None
-        self._decoder = self._call.decoder()
+        self._decoder = self._new_decoder()
         self._sent = time.perf_counter()
         return self._shared.mock.next(self._call)
+
+    def _new_decoder(self) -> Decoder:
+        call, config = self._call, self._call.config
+        return Decoder(
+            streams=call.streams,
+            choices=call.choices,
+            provider=config.provider.name if config.provider else None,
+            echo=config.provider.echo if config.provider else (),
+            prompt=call.prompt,
+            max_response_bytes=config.max_response_bytes,
+            max_event_bytes=config.max_event_bytes,
+        )
 
     def _request(self, key: str | None) -> Request:
         self._key = key

@@ -21,7 +21,6 @@ from .config import (
     check_timeouts,
 )
 from .errors import LLMAuthenticationError, LLMCapabilityError, LLMConfigurationError, LLMInvalidRequestError
-from .response import Decoder
 from .timing import Timeouts
 from .types import GenerateOptions, Message, ToolCall
 
@@ -62,19 +61,6 @@ class Call:
     extra_headers: dict[str, str]
     choices: int
     messages: list[Any]  # as they were sent, to estimate tokens and to answer in mock mode
-
-    def decoder(self) -> Decoder:
-        """Make the decoder of one attempt."""
-        provider = self.config.provider
-        return Decoder(
-            streams=self.streams,
-            choices=self.choices,
-            provider=provider.name if provider else None,
-            echo=provider.echo if provider else (),
-            prompt=self.prompt,
-            max_response_bytes=self.config.max_response_bytes,
-            max_event_bytes=self.config.max_event_bytes,
-        )
 
     def prompt(self) -> str:
         """Return the text of all messages, to estimate tokens from."""
@@ -179,7 +165,7 @@ def _message(where: str, message: Any) -> dict[str, Any]:
 def _check_role(where: str, wire: dict[str, Any]) -> None:
     role = wire.get("role")
     role = getattr(role, "value", role)  # an Enum's member
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise LLMInvalidRequestError(f"{where}.role must be one of {', '.join(sorted(ROLES))}, not {role!r}.")
     wire["role"] = role
     if role == "tool" and not wire.get("tool_call_id"):

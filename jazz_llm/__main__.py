@@ -1,0 +1,5 @@
+"""``python -m jazz_llm``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,125 @@
+"""``jazz-llm chat``: ask once, read the answer as it comes."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from contextlib import ExitStack
+from typing import Any
+
+import click
+
+from ..client import OpenAICompatibleLLM
+from ..types import LLMResponse, Message
+
+CHOICES = "where to? Use --local, --base-url URL (and -m MODEL), or set OPENAI_API_KEY (or pass --api-key)."
+# A terminal obeys control characters, and the text is a stranger's: only tab and line feed get through.
+_CONTROLS = dict.fromkeys([*range(9), 11, 12, 13, *range(14, 32), *range(127, 160)])
+
+
+@click.command()
+@click.argument("prompt", nargs=-1)
+@click.option("--local", is_flag=True, help="Use a small model on this machine (93 MB, fetched once), or the GGUF file of -m.")
+@click.option("-m", "--model", help="Model name; with --local, the path of a GGUF file.")
+@click.option("--base-url", help="Where the API is, such as http://localhost:11434.")
+@click.option("--api-key", help="The key; better set OPENAI_API_KEY or the provider's own variable.")
+@click.option("-s", "--system", help="System message.")
+@click.option("--temperature", type=float, help="Sampling temperature.")
+@click.option("--max-tokens", type=int, help="Longest answer, in tokens.")
+@click.option("--no-stream", is_flag=True, help="Print the answer when it is whole.")
+@click.option("--stats", is_flag=True, help="Print usage, time to first token and tokens per second to stderr.")
+def chat(
+    prompt: tuple[str, ...],
+    *,
+    local: bool,
+    model: str | None,
+    base_url: str | None,
+    api_key: str | None,
+    system: str | None,
+    temperature: float | None,
+    max_tokens: int | None,
+    no_stream: bool,
+    stats: bool,
+) -> None:
+    """Send PROMPT (and what is piped in) to a model and print its answer."""
+    messages = [Message.system(system)] if system else []
+    messages.append(Message.user(_question(prompt)))
+    with ExitStack() as stack:
+        model, base_url = _target(stack, local=local, model=model, base_url=base_url, api_key=api_key)
+        llm = stack.enter_context(
+            OpenAICompatibleLLM(model, api_key, base_url, temperature=temperature, max_tokens=max_tokens)
+        )
+        response = _whole(llm, messages) if no_stream else _streamed(llm, messages)
+    if stats:
+        _print_stats(response)
+
+
+def _question(words: tuple[str, ...]) -> str:
+    """Join what was typed and what was piped in."""
+    piped = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read().strip()
+    question = "\n\n".join(filter(None, (" ".join(words), piped)))
+    if not question:
+        raise click.UsageError('nothing to ask: jazz-llm chat "your question", or pipe it in.')
+    return question
+
+
+def _target(
+    stack: ExitStack, *, local: bool, model: str | None, base_url: str | None, api_key: str | None
+) -> tuple[str, str | None]:
+    """Return the model's name and where it is."""
+    if local:
+        if base_url is not None:
+            raise click.UsageError("--local and --base-url exclude each other.")
+        from ..local import LocalServer
+
+        return model or "local", stack.enter_context(LocalServer(model))
+    variables = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "DEBUG_MOCK_RESPONSES")
+    if base_url is None and api_key is None and not any(os.environ.get(name) for name in variables):
+        raise click.UsageError(CHOICES)
+    if model is None:
+        raise click.UsageError("which model? Pass -m MODEL.")
+    return model, base_url
+
+
+def _whole(llm: OpenAICompatibleLLM, messages: list[Message]) -> LLMResponse[Any]:
+    response = llm.generate(messages)
+    _write(response.text)
+    _end_line(response.text)
+    return response
+
+
+def _streamed(llm: OpenAICompatibleLLM, messages: list[Message]) -> LLMResponse[Any]:
+    last = ""
+    with llm.stream(messages) as stream:
+        try:
+            for text in stream:
+                _write(text)
+                last = text
+        finally:
+            _end_line(last)
+        return stream.finish()
+
+
+def _write(text: str) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    sys.stdout.write(text.translate(_CONTROLS) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def _end_line(text: str) -> None:
+    if text and not text.endswith("\n"):
+        _write("\n")
+
+
+def _print_stats(response: LLMResponse[Any]) -> None:
+    usage, metrics = response.usage, response.metrics
+    about = "about " if usage.estimated else ""
+    parts = [f"{about}{usage.prompt_tokens} prompt + {usage.completion_tokens} completion tokens"]
+    if metrics.time_to_first_token_ms is not None:
+        parts.append(f"first token after {metrics.time_to_first_token_ms:.0f} ms")
+    if metrics.tokens_per_second is not None:
+        parts.append(f"{metrics.tokens_per_second:.1f} tokens/s")
+    parts.append(f"{response.latency_ms:.0f} ms in all")
+    sys.stderr.write(f"{', '.join(parts)} ({response.model or 'unnamed model'}, {metrics.http_version})\n")

@@ -1,0 +1,58 @@
+"""Fixtures of every test: a clean environment, both colours, a certificate authority, a real model."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jazz_llm.providers import PROVIDERS
+from jazz_llm.testing import Authority
+
+from .colours import Async, Sync
+
+VARIABLES = {
+    *(name for row in PROVIDERS for name in row.key_env),
+    *("OPENAI_BASE_URL", "DEBUG_MOCK_RESPONSES", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+    *(name for scheme in ("http", "https", "all", "no") for name in (f"{scheme}_proxy", f"{scheme}_proxy".upper())),
+}
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no variable of the machine reach a test."""
+    for name in VARIABLES & os.environ.keys():
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Let what a test left behind complain within that test: unclosed sockets warn when they are collected."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture(params=[Sync(), Async()], ids=lambda colour: colour.name)
+def colour(request: pytest.FixtureRequest) -> Sync | Async:
+    """Run the test once for each colour."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def authority() -> Authority:
+    """Return a certificate authority that the test's clients trust."""
+    return Authority()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Serve the tests' own tiny model with llama.cpp; return its base URL."""
+    pytest.importorskip("xllamacpp", reason='llama.cpp is not installed: pip install ".[local]"')
+    pytest.importorskip("gguf", reason='gguf is not installed: pip install ".[test]"')
+    from .tiny_model import serve_tiny
+
+    with serve_tiny(Path(tmp_path_factory.mktemp("model"))) as base_url:
+        yield base_url
