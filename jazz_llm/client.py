@@ -42,8 +42,8 @@ class OpenAICompatibleLLM:
         base_url: Where the API is. None: the provider's, else ``OPENAI_BASE_URL``, else OpenAI. With or without ``/v1``.
         chat_endpoint: The path to add where ``base_url`` has no version in it.
         temperature, max_tokens, top_p, stop, seed: Sampling defaults, each sent only when not None.
-        timeout: Seconds for connect, pool, write and read each, an ``httpx.Timeout``, or None for no limit. ``read`` is from the
-            request being sent to the last byte of a whole answer; in a stream to the first content, then between two contents.
+        timeout: Seconds for connect, pool, write and read each, an ``httpx.Timeout``, or None for no limit. ``read`` is from
+            the request being sent to the last byte of a whole answer; in a stream to the first content, then between contents.
         first_token_timeout: Seconds from the request being sent to the first content of a stream.
         deadline: Seconds for a whole call, retries and waits included.
         max_retries: How often a failed try is repeated; streams only before their first content.
@@ -146,7 +146,7 @@ class OpenAICompatibleLLM:
         self, messages: Any, *, response_format: Mapping[str, Any] | None = None, **options: Unpack[GenerateOptions]
     ) -> TextStream[Any]: ...
     def stream(self, messages: Any, *, response_format: Any = None, **options: Unpack[GenerateOptions]) -> TextStream[Any]:
-        """Return the answer as it comes: ``for text in llm.stream(...)``; arguments are checked here, the request goes out then."""
+        """Return the answer as it comes: ``for text in llm.stream(...)``; arguments are checked here, the request goes later."""
         return TextStream(self, self._prepared(messages, response_format, options, streams=True))
 
     @overload
@@ -554,7 +554,7 @@ class TextStream(_Attempts, Generic[T]):
             self._open()
             texts = self._first_texts()
             while texts is not None:
-                for text in texts:
+                for text in texts:  # noqa: UP028  # the async twin has no "yield from"
                     yield text
                 texts = self._more()
         finally:

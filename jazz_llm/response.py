@@ -151,7 +151,7 @@ class Decoder:
 
     def response(self) -> LLMResponse[Any]:
         """Return the answer as far as it has come."""
-        first = self._first or _ChoiceState(0)
+        first = self._answering() or _ChoiceState(0)
         calls = first.merger.calls()
         reasoning = "".join(first.reasoning) or None
         text = "".join(first.text)
@@ -246,6 +246,7 @@ class Decoder:
                 or choice.get("logprobs") is not None
                 or chunk.get("usage") is not None
                 or "error" in chunk
+                or "error" in choice
                 or len(choice) > 4
             ):
                 self._chunk(chunk)
@@ -299,7 +300,7 @@ class Decoder:
         state = self._choices.get(index)
         if state is None:
             state = self._choices[index] = _ChoiceState(index)
-            if self._first is None or index == 0:
+            if index == 0:
                 self._first = state
         delta = choice.get("delta")
         if not isinstance(delta, dict):
@@ -342,7 +343,7 @@ class Decoder:
                 state.reasoning.append(text)
                 continue
             state.text.append(text)
-            if state is self._first and state.index == 0:
+            if state is self._first:
                 self._texts.append(text)
 
     def _whole_answer(self, body: bytes) -> None:
@@ -392,8 +393,12 @@ class Decoder:
         states = self._choices.values()
         return len(states) >= self._asked and all(state.finish is not None for state in states)
 
+    def _answering(self) -> _ChoiceState | None:
+        """Return choice 0, or the lowest there is where a server counts from 1."""
+        return self._choices[min(self._choices)] if self._choices else None
+
     def _bad_end(self) -> LLMError | None:
-        first = self._first
+        first = self._answering()
         reason = first.finish_reason() if first is not None else None
         if not self._whole and not self._content and not self._all_finished():
             if self._ended:
@@ -508,12 +513,13 @@ class ThinkSplitter:
     A lone ``</think>`` (the template had opened it in the prompt) is taken out; ``lone_at`` says where in the text it stood.
     """
 
-    __slots__ = ("_given", "_held", "_state", "lone_at", "settled")
+    __slots__ = ("_given", "_held", "_last", "_state", "lone_at", "settled")
 
     def __init__(self) -> None:
         self._held = ""
         self._state = "start"
         self._given = 0
+        self._last = ""  # the last character given
         self.settled = False  # no tag is under way: text without "<" needs no look
         self.lone_at: int | None = None
 
@@ -526,7 +532,9 @@ class ThinkSplitter:
         step = getattr(self, f"_{self._state}")
         while step is not None:
             step = step(pieces)
-        self._given += sum(len(piece) for kind, piece in pieces if kind == "text")
+        given = "".join(piece for kind, piece in pieces if kind == "text")
+        self._given += len(given)
+        self._last = given[-1:] or self._last
         self.settled = self._state == "rest" or (self._state == "text" and not self._held)
         return pieces
 
@@ -536,16 +544,24 @@ class ThinkSplitter:
         kind = "reasoning" if self._state == "thinking" else "text"
         return [(kind, held)] if held else []
 
-    def _start(self, pieces: list[tuple[str, str]]) -> Any:
+    def _start(self, pieces: list[tuple[str, str]]) -> Any:  # noqa: ARG002  # one signature for every state
         head = self._held.lstrip()
         if head.startswith(_OPEN):
-            self._held = head.removeprefix(_OPEN).lstrip("\n")
-            self._state = "thinking"
-            return self._thinking
+            self._held = head.removeprefix(_OPEN)
+            self._state = "opened"
+            return self._opened
         if _OPEN.startswith(head):
             return None
         self._state = "text"
         return self._text
+
+    def _opened(self, pieces: list[tuple[str, str]]) -> Any:  # noqa: ARG002  # one signature for every state
+        """Drop the blank lines between the tag and the thoughts."""
+        self._held = self._held.lstrip("\n")
+        if not self._held:
+            return None
+        self._state = "thinking"
+        return self._thinking
 
     def _thinking(self, pieces: list[tuple[str, str]]) -> Any:
         thought, tag, rest = self._held.partition(_CLOSE)
@@ -553,8 +569,8 @@ class ThinkSplitter:
             pieces.append(("reasoning", thought.rstrip("\n")))
             self._held, self._state = rest, "after"
             return self._after
-        keep = max(_overlap(thought, _CLOSE), len(thought) - len(thought.rstrip("\n")))
-        self._give(pieces, "reasoning", keep)
+        sure = thought[: len(thought) - _overlap(thought, _CLOSE)].rstrip("\n")
+        self._give(pieces, "reasoning", len(thought) - len(sure))
         return None
 
     def _after(self, pieces: list[tuple[str, str]]) -> Any:
@@ -567,7 +583,8 @@ class ThinkSplitter:
 
     def _text(self, pieces: list[tuple[str, str]]) -> Any:
         before, tag, rest = self._held.partition(_CLOSE)
-        if tag and not before.endswith(("`", '"', "'")):  # quoted, it is what the answer talks about
+        quoted = (before or self._last).endswith(("`", '"', "'"))  # then it is what the answer talks about
+        if tag and not quoted:
             pieces.append(("text", before))
             self.lone_at = self._given + len(before)
             self._held, self._state = rest, "after"
@@ -797,13 +814,13 @@ def _count(text: str | None) -> int | None:
 
 
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
-_DURATION_PART = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)(ms|us|µs|ns|d|h|m|s)")
+_DURATION_PART = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)(ms|us|µs|ns|d|h|m|s)")
 
 
 def duration(text: str | None) -> float | None:
     """Return seconds of a Go duration (``1m26.4s``) or a bare number, None for anything else."""
     text = (text or "").strip()
-    if re.fullmatch(r"\d{1,12}(?:\.\d{1,12})?", text):
+    if re.fullmatch(r"[0-9]{1,12}(?:\.[0-9]{1,12})?", text):
         return float(text)
     if not text or _DURATION_PART.sub("", text):
         return None
@@ -818,14 +835,14 @@ def retry_hint(headers: Mapping[str, str], text: str = "", now: float | None = N
         _until_date(headers.get("retry-after"), time.time() if now is None else now),
         *(duration(found) for found in re.findall(r'"?retryDelay"?: ?"?([0-9.]+s)', text)[:1]),
         *(duration(found) for found in re.findall(r"(?:try again|retry) in ([0-9hmsdµu.]+[a-z])", text)[:1]),
-        *(_positive(found, 1.0) for found in re.findall(r"after (\d{1,9}) seconds?", text)[:1]),
+        *(_positive(found, 1.0) for found in re.findall(r"after ([0-9]{1,9}) seconds?", text)[:1]),
     )
     return next((hint for hint in hints if hint is not None and hint > 0), None)
 
 
 def _positive(text: str | None, unit: float) -> float | None:
     text = (text or "").strip()
-    return float(text) * unit if re.fullmatch(r"\d{1,12}(?:\.\d{1,12})?", text) else None
+    return float(text) * unit if re.fullmatch(r"[0-9]{1,12}(?:\.[0-9]{1,12})?", text) else None
 
 
 def _until_date(text: str | None, now: float) -> float | None:

@@ -10,7 +10,14 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .errors import LLMConfigurationError, LLMConnectionError, LLMError, LLMRateLimitError, LLMStatusError
+from .errors import (
+    LLMConfigurationError,
+    LLMConnectionError,
+    LLMError,
+    LLMRateLimitError,
+    LLMStatusError,
+    LLMStreamTruncatedError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -89,6 +96,8 @@ class Retries:
 
     def worth_it(self, error: LLMError) -> bool:
         """Say whether this failure may be tried again at all."""
+        if isinstance(error, LLMStreamTruncatedError):
+            return False  # passing, perhaps, but the server has done the work and the caller may have paid for it
         lost = isinstance(error, LLMConnectionError) and error.maybe_processed
         return error.retryable and not (lost and not self.policy.ambiguous)
 
