@@ -1,0 +1,193 @@
+"""A language model for the tests, written in a moment: llama architecture, random weights, a real llama.cpp to serve it.
+
+What it says is nonsense, but it is text: words with accents, Chinese, Japanese, Korean and emoji, each token a whole piece,
+so that a stream never ends within a character. How often it stops is set by ``stop_bias``.
+
+How a random model is kept in order: the first of the 64 numbers of the residual stream is a constant. The token embedding
+sets it, no layer reads or writes it, and it is large beside the others, so after the last norm it is about 1 whatever the
+text. The first column of the output matrix is therefore a bias per token. The second number is another such constant, but
+only where the last token is one that the model never says, as at the end of a prompt: there it keeps the model from
+stopping, so no answer is empty.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from jazz_llm.local import LocalServer
+
+Weights = NDArray[np.float32]
+
+DIM, HEADS, KV_HEADS, LAYERS, FEED_FORWARD, CONTEXT = 64, 4, 2, 2, 128, 4096
+SEED = 135
+BIAS, PROMPT = 0, 1  # the two constant numbers of the residual stream
+CONSTANT = 32.0  # their size; the others are about 1 each
+FORBIDDEN = -1000.0  # a logit
+
+# Stop bias: the logit of <|im_end|>, where that of a piece is 0, give or take 2.
+NEVER_STOPS = FORBIDDEN  # always runs until max_tokens: finish_reason "length"
+STOPS_SOMETIME = 2.5  # after some dozens of tokens
+STOPS_SOON = 6.0  # after two or three
+
+SPECIAL = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
+IM_END = SPECIAL.index("<|im_end|>")
+BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+CHARACTERS = (
+    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;!?'\"()[]{}<>/\\&%$#@*+-=_"
+    "àâäæçéèêëîïñôöœßùûüÿåøšžłőğıαβγδλπσωбгдёжийшщыэюя"
+    "的一是不了人我在有他这中大来上国日本語東京水火山あいうえおカタナ한국어안녕하세요"
+    "😀😂🥳🤖🚀🌍🔥🎉🐍🍕🎷💡✅❌⭐"
+)
+WORDS = (
+    "the of and to in is it for on with as was at by an be this from or have not are but all can had one we there when out "
+    "up so said what its about than into them time only some could these two may first then do any like my now over such "
+    "our man even most made after also did many before must through years where much your way well down should because each "
+    "just those people how too little state good very make world still own see men work long get here between both life "
+    "jazz piano trumpet saxophone drum bass swing blues melody rhythm chord tempo solo tune note band song "
+    "été déjà où garçon naïve cœur über Straße größer señor niño coração mañana smörgåsbord żółć čeština İstanbul Ελλάδα "
+    "привет мир 世界 日本 東京 音楽 你好 한국 안녕 👍🏽 🇳🇱 🎺 🎷"
+)
+NEVER_SAID = (*SPECIAL, *BYTES)
+PIECES = ("▁", *CHARACTERS, *(f"▁{word}" for word in WORDS.split()))  # "▁" is SentencePiece's space
+TOKENS = list(dict.fromkeys(NEVER_SAID + PIECES))
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@contextmanager
+def serve_tiny(
+    tmp_dir: Path, *, stop_bias: float = STOPS_SOMETIME, n_ctx: int | None = None, n_parallel: int | None = None
+) -> Iterator[str]:
+    """Serve the tiny model from a file in ``tmp_dir`` while the block runs; yield the base URL, without ``/v1``."""
+    model = tiny_model(tmp_dir, stop_bias=stop_bias)
+    # One thread: several wait for each other after every layer, here some 10 us of work, and stall on a busy machine.
+    with LocalServer(model, n_ctx=n_ctx, n_parallel=n_parallel, n_threads=1) as base_url:
+        yield base_url
+
+
+def tiny_model(folder: Path, *, stop_bias: float = STOPS_SOMETIME) -> Path:
+    """Return a tiny GGUF in ``folder``, written only where this version of it is not there yet."""
+    version = hashlib.sha256(Path(__file__).read_bytes() + f"{gguf.GGUF_VERSION} {stop_bias}".encode()).hexdigest()[:12]
+    path = folder / f"tiny-{version}.gguf"
+    return path if path.exists() else write_tiny_gguf(path, stop_bias=stop_bias)
+
+
+def write_tiny_gguf(path: Path, *, stop_bias: float = STOPS_SOMETIME) -> Path:
+    """Write a tiny model to ``path`` and return it; a file that a server has mapped is replaced, never rewritten."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        part = Path(folder) / "part.gguf"
+        writer = gguf.GGUFWriter(part, "llama")
+        _add_architecture(writer)
+        _add_vocabulary(writer)
+        for name, tensor in _tensors(stop_bias).items():
+            writer.add_tensor(f"{name}.weight", tensor)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        os.replace(part, path)
+    return path
+
+
+def _add_architecture(writer: gguf.GGUFWriter) -> None:
+    writer.add_name("tiny")
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(DIM)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(FEED_FORWARD)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_rope_dimension_count(DIM // HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
+    types = [gguf.TokenType.CONTROL] * len(SPECIAL) + [gguf.TokenType.BYTE] * len(BYTES)
+    types += [gguf.TokenType.NORMAL] * (len(TOKENS) - len(types))
+    types[0] = gguf.TokenType.UNKNOWN
+    writer.add_tokenizer_model("llama")  # SentencePiece: what is no piece becomes bytes, so every prompt has tokens
+    writer.add_vocab_size(len(TOKENS))
+    writer.add_token_list(TOKENS)
+    writer.add_token_scores([0.0] * len(TOKENS))
+    writer.add_token_types(types)
+    writer.add_bos_token_id(SPECIAL.index("<s>"))
+    writer.add_eos_token_id(IM_END)
+    writer.add_unk_token_id(0)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(CHATML)
+
+
+def _tensors(stop_bias: float) -> dict[str, Weights]:
+    """Return every weight by its name in llama.cpp, matrices of shape (outputs, inputs)."""
+    random = np.random.default_rng(SEED)
+    tensors = {
+        "token_embd": _embedding(random),
+        "output_norm": _norm(constants=DIM**-0.5),
+        "output": _output(random, stop_bias),
+    }
+    for layer in range(LAYERS):
+        tensors |= {f"blk.{layer}.{name}": tensor for name, tensor in _layer(random).items()}
+    return tensors
+
+
+def _embedding(random: np.random.Generator) -> Weights:
+    embedding = _noise(random, len(TOKENS), DIM) * np.float32(DIM**0.5)
+    embedding[:, BIAS] = CONSTANT
+    embedding[:, PROMPT] = 0.0
+    embedding[: len(NEVER_SAID), PROMPT] = CONSTANT
+    return embedding
+
+
+def _output(random: np.random.Generator, stop_bias: float) -> Weights:
+    """Return the output matrix: noise for the pieces, a bias alone for the tokens never said and for the stop."""
+    output = _noise(random, len(TOKENS), DIM)
+    output[:, [BIAS, PROMPT]] = 0.0
+    output[: len(NEVER_SAID)] = 0.0
+    output[: len(NEVER_SAID), BIAS] = FORBIDDEN
+    output[IM_END, [BIAS, PROMPT]] = stop_bias, FORBIDDEN
+    return output
+
+
+def _layer(random: np.random.Generator) -> dict[str, Weights]:
+    key_value = DIM // HEADS * KV_HEADS
+    tensors = {
+        "attn_norm": _norm(constants=0.0),
+        "attn_q": _noise(random, DIM, DIM),
+        "attn_k": _noise(random, key_value, DIM),
+        "attn_v": _noise(random, key_value, DIM),
+        "attn_output": _noise(random, DIM, DIM),
+        "ffn_norm": _norm(constants=0.0),
+        "ffn_gate": _noise(random, FEED_FORWARD, DIM),
+        "ffn_up": _noise(random, FEED_FORWARD, DIM),
+        "ffn_down": _noise(random, DIM, FEED_FORWARD),
+    }
+    for name in ("attn_output", "ffn_down"):
+        tensors[name][[BIAS, PROMPT]] = 0.0
+    return tensors
+
+
+def _norm(*, constants: float) -> Weights:
+    """Return the weights of an RMS norm that gives the constants this size (times 8) and the other numbers about 1."""
+    weights = np.full(DIM, CONSTANT / DIM**0.5, np.float32)
+    weights[[BIAS, PROMPT]] = constants
+    return weights
+
+
+def _noise(random: np.random.Generator, outputs: int, inputs: int) -> Weights:
+    """Return a matrix that keeps the size of what it is applied to."""
+    noise: Weights = random.standard_normal((outputs, inputs), np.float32) * np.float32(inputs**-0.5)
+    return noise
