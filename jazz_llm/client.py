@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, Unpack, overload
 
-from .config import POOL_ARGUMENTS, ApiKey, Config, configure
+from .config import POOL_ARGUMENTS, ApiKey, Config, Secret, configure, hide_key
 from .errors import LLMCapabilityError, LLMClosedError, LLMConfigurationError, LLMError
 from .mock import MockAnswers, MockResponse
 from .request import Call, ask_key, ask_key_async, endpoint_of, headers_of, prepare
@@ -95,8 +95,8 @@ class OpenAICompatibleLLM:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
-        arguments = dict(locals())
-        del arguments["self"]
+        arguments = {**locals(), "api_key": hide_key(api_key)}
+        del arguments["self"], api_key
         self._config = configure(arguments)
         self._shared = _Shared(self._config)
         self._owns = True
@@ -192,6 +192,8 @@ class OpenAICompatibleLLM:
 
     def with_options(self, **changes: Any) -> OpenAICompatibleLLM:
         """Return a copy with other settings on the same pools; what the pools are made from cannot change in a copy."""
+        if "api_key" in changes:
+            changes["api_key"] = hide_key(changes["api_key"])
         unknown = sorted(changes.keys() - self._config.arguments.keys())
         if unknown:
             raise TypeError(f"with_options() got an unexpected keyword argument {unknown[0]!r}")
@@ -328,7 +330,7 @@ class _Attempts:
         self._attempts = 0
         self._started = self._sent = 0.0
         self._first_content: float | None = None
-        self._key: str | None = None
+        self._key = Secret(None)  # of the attempt under way, to take it out of what the server says
 
     def _take_once(self) -> None:
         if self._taken:
@@ -366,7 +368,7 @@ class _Attempts:
         )
 
     def _request(self, key: str | None) -> Request:
-        self._key = key
+        self._key = Secret(key)
         call = self._call
         return Request("POST", call.url, call.config.origin, headers_of(call, key), call.body)
 
@@ -436,8 +438,6 @@ class _Attempts:
         """Raise what ended the stream, unless its own ``close`` did."""
         self._reading = False
         self._stop()
-        if self._answer is not None:
-            self._answer.close()
         if self._clock.reason != "stopped" or not isinstance(error, LLMClosedError):
             raise error
 
@@ -467,9 +467,7 @@ class _Attempts:
             error.partial = self._decoder.response()
         if error.partial is not None:
             self._complete(error.partial)
-        if self._answer is not None:
-            self._answer.close()
-        return redacted(error, self._key)
+        return redacted(error, self._key.reveal())
 
     def _status_error(self, body: bytes) -> LLMError:
         answer, config = self._answer, self._call.config
@@ -592,16 +590,21 @@ class TextStream(_Attempts, Generic[T]):
         try:
             self._answer = self._begin_attempt() or self._send()
             if not 200 <= self._answer.status < 300:
-                return self._failed(self._status_error(self._error_body()))
+                raise self._status_error(self._error_body())
             self._decoder.begin(self._answer.headers)
             self._texts = self._read_on()
         except LLMError as error:
-            return self._failed(error)
+            return self._hung_up(error)
         return None
 
+    def _hung_up(self, error: LLMError) -> LLMError:
+        """Leave the answer that failed, and complete the error."""
+        if self._answer is not None:
+            self._answer.close()
+        return self._failed(error)
+
     def _send(self) -> Any:
-        key = ask_key(self._call.config)
-        return self._shared.pool().open(self._request(key), self._clock)
+        return self._shared.pool().open(self._request(ask_key(self._call.config)), self._clock)
 
     def _sleep(self, seconds: float) -> None:
         self._shared.pool().sleep(self._clock, seconds)
@@ -622,7 +625,7 @@ class TextStream(_Attempts, Generic[T]):
         try:
             texts = self._read_on()
         except LLMError as error:
-            self._ended(self._failed(error))
+            self._ended(self._hung_up(error))
             return None
         except BaseException:
             self._reading = False
@@ -722,16 +725,21 @@ class AsyncTextStream(_Attempts, Generic[T]):
         try:
             self._answer = self._begin_attempt() or await self._send()
             if not 200 <= self._answer.status < 300:
-                return self._failed(self._status_error(await self._error_body()))
+                raise self._status_error(await self._error_body())
             self._decoder.begin(self._answer.headers)
             self._texts = await self._read_on()
         except LLMError as error:
-            return self._failed(error)
+            return await self._hung_up(error)
         return None
 
+    async def _hung_up(self, error: LLMError) -> LLMError:
+        """Leave the answer that failed, and complete the error."""
+        if self._answer is not None:
+            await self._answer.aclose()
+        return self._failed(error)
+
     async def _send(self) -> Any:
-        key = await ask_key_async(self._call.config)
-        return await self._shared.apool().aopen(self._request(key), self._clock)
+        return await self._shared.apool().aopen(self._request(await ask_key_async(self._call.config)), self._clock)
 
     async def _sleep(self, seconds: float) -> None:
         await self._shared.apool().asleep(self._clock, seconds)
@@ -752,7 +760,7 @@ class AsyncTextStream(_Attempts, Generic[T]):
         try:
             texts = await self._read_on()
         except LLMError as error:
-            self._ended(self._failed(error))
+            self._ended(await self._hung_up(error))
             return None
         except BaseException:
             self._reading = False

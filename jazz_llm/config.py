@@ -41,7 +41,7 @@ class Config:
 
     arguments: dict[str, Any]
     model: str
-    api_key: ApiKey | None
+    api_key: Secret | Callable[[], Any] | None
     key_hint: str  # what to say where a key is needed and none was given; "" where none is needed
     provider: Provider | None
     url: str
@@ -133,15 +133,40 @@ def chat_url(base: SplitResult, provider: Provider | None, endpoint: str | None)
     return f"{base.scheme}://{base.netloc.lower()}{full}"
 
 
-def check_key(key: object, name: str = "api_key") -> str:
+class Secret:
+    """A key that no repr shows, and so no traceback with captured locals."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def reveal(self) -> Any:
+        """Return the key itself."""
+        return self._value
+
+    def problem(self) -> str:
+        """Say why this cannot stand in a header, "" where it can."""
+        if not isinstance(self._value, str):
+            return f"must be text, not {type(self._value).__name__}"
+        if len(self._value) <= 16384 and _KEY.fullmatch(self._value):
+            return ""
+        return "must be 1 to 16384 printable ASCII characters without spaces (is there a newline at its end?)"
+
+    def __repr__(self) -> str:
+        return "***"
+
+
+def hide_key(api_key: Any) -> Any:
+    """Return the key as a secret; a function that returns one, and None, as they are."""
+    return api_key if api_key is None or callable(api_key) or isinstance(api_key, Secret) else Secret(api_key)
+
+
+def check_key(key: Secret, name: str = "api_key") -> Secret:
     """Return the key if it can stand in a header; the error does not show it."""
-    if not isinstance(key, str):
-        raise LLMConfigurationError(f"{name} must be text, not {type(key).__name__}.")
-    if len(key) > 16384 or not _KEY.fullmatch(key):
-        raise LLMConfigurationError(
-            f"{name} must be 1 to 16384 printable ASCII characters with no space or line end among them "
-            "(a stray newline from a file, perhaps)."
-        )
+    problem = key.problem()
+    if problem:
+        raise LLMConfigurationError(f"{name} {problem}.")
     return key
 
 
@@ -314,7 +339,9 @@ def _with_query(url: str, query: object) -> str:
     return f"{url}?{urlencode(checked)}" if checked else url
 
 
-def _api_key(arguments: dict[str, Any], base: SplitResult, provider: Provider | None) -> tuple[ApiKey | None, str]:
+def _api_key(
+    arguments: dict[str, Any], base: SplitResult, provider: Provider | None
+) -> tuple[Secret | Callable[[], Any] | None, str]:
     given = arguments["api_key"]
     if callable(given):
         return given, ""
@@ -323,7 +350,7 @@ def _api_key(arguments: dict[str, Any], base: SplitResult, provider: Provider | 
     names = _key_variables(arguments, base, provider)
     found = next((name for name in names if os.environ.get(name)), None)
     if found is not None:
-        return check_key(os.environ[found], found), ""
+        return check_key(Secret(os.environ[found]), found), ""
     at_home = provider is not None and provider_of_host(base.hostname or "") is provider
     return None, f"No key for {base.hostname}: pass api_key= or set {names[0]}." if at_home and names else ""
 

@@ -66,6 +66,10 @@ class MockResponse:
 
     finish = close
 
+    async def aclose(self) -> None:
+        """Do what ``close`` does."""
+        self.close()
+
 
 def _parse(text: str) -> list[str]:
     try:

@@ -19,6 +19,7 @@ from .config import (
     check_mapping,
     check_sampling,
     check_timeouts,
+    hide_key,
 )
 from .errors import LLMAuthenticationError, LLMCapabilityError, LLMConfigurationError, LLMInvalidRequestError
 from .timing import Timeouts
@@ -112,7 +113,8 @@ def ask_key(config: Config) -> str | None:
         if inspect.iscoroutine(key):
             key.close()
         raise LLMConfigurationError("api_key is an async function: it serves the async calls only.")
-    return None if key is None else check_key(key)
+    key = hide_key(key)
+    return None if key is None else check_key(key).reveal()
 
 
 async def ask_key_async(config: Config) -> str | None:
@@ -120,7 +122,8 @@ async def ask_key_async(config: Config) -> str | None:
     key: Any = config.api_key() if callable(config.api_key) else config.api_key
     if inspect.isawaitable(key):
         key = await key
-    return None if key is None else check_key(key)
+    key = hide_key(key)
+    return None if key is None else check_key(key).reveal()
 
 
 def authorization(config: Config, key: str) -> dict[str, str]:

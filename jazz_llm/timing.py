@@ -54,11 +54,13 @@ class Clock:
         self.on_change: Callable[[], object] | None = None
         self.begin()
 
-    def begin(self, phase: Phase = "pool") -> None:
-        """Start a new try."""
-        self.sent = False  # whether a byte of the request went out
+    def begin(self, *, knows_it: bool = True) -> None:
+        """Start a new try; ``knows_it``: the transport tells this clock of its phases (a user's own does not)."""
+        self.sent = not knows_it  # whether a byte of the request went out
         self.answering = False  # whether the answer's head is there: writes are then the connection's own affair
-        self._enter(phase)
+        self._enter("pool")
+        if not knows_it:
+            self.waiting()
 
     def connecting(self) -> None:
         """Start the wait for DNS, TCP and TLS together."""
@@ -88,6 +90,11 @@ class Clock:
     def remaining(self) -> float | None:
         """Return the seconds left for the wait under way (0.0 where there are none), None for no limit."""
         return None if self.until is None else max(0.0, self.until - time.monotonic())
+
+    def seconds(self) -> dict[str, float | None]:
+        """Return the waits as plain seconds, by httpx's names, for a transport that does not know this clock."""
+        times = self.timeouts
+        return {"connect": times.connect, "pool": times.pool, "write": times.write, "read": self.remaining()}
 
     def left_of_call(self) -> float | None:
         """Return the seconds left of the whole call's deadline, None for no deadline."""

@@ -78,7 +78,8 @@ def test_other_hosts(host: str) -> None:
 
 
 def key_of(**arguments: Any) -> Any:
-    return OpenAICompatibleLLM("m", **arguments)._config.api_key
+    key = OpenAICompatibleLLM("m", **arguments)._config.api_key
+    return key and key.reveal()
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ class AsyncPool(httpx.AsyncBaseTransport):
         """Send a request and return its answer once the head is there; what is provably unprocessed is sent again at once."""
         pool = await self._pool()
         for resends_left in range(RESENDS, -1, -1):
-            clock.begin("pool" if self.config.async_transport is None else "read")
+            clock.begin(knows_it=self.config.async_transport is None)
             try:
                 return await within(clock, pool.send(request, clock))
             except Exception as fault:
@@ -126,7 +126,8 @@ class LoopPool:
         self._transports: dict[str | None, httpx.AsyncBaseTransport] = {}
         self.draining: list[AsyncResponse] = []
         self._sockets: set[AsyncSocketStream] = set()
-        self._releases: set[asyncio.Task[None]] = set()
+        self._unreleased: set[AsyncResponse] = set()
+        self._releases: set[asyncio.Task[None]] = set()  # a loop itself holds its tasks weakly
         self._closed = False
 
     async def send(self, request: Request, clock: Clock) -> AsyncResponse:
@@ -156,14 +157,22 @@ class LoopPool:
 
     def release(self, response: AsyncResponse) -> None:
         """Give a connection's slot back; httpcore can only do that in a coroutine."""
-        if self.loop.is_closed():
-            return
+        self._unreleased.add(response)
         if _is_running_here(self.loop):
-            task = self.loop.create_task(response.arelease())
+            task = self.loop.create_task(self._release(response))
             self._releases.add(task)
             task.add_done_callback(self._releases.discard)
         else:
             _call_soon(self.loop, lambda: self.release(response))
+
+    async def release_all(self) -> None:
+        """Give back what a task was to give back: a loop that ends cancels its tasks first."""
+        while self._unreleased:
+            await self._release(next(iter(self._unreleased)))
+
+    async def _release(self, response: AsyncResponse) -> None:
+        await response.arelease()
+        self._unreleased.discard(response)
 
     def close(self) -> None:
         """Close every socket, from any thread and in any state of the loop."""
@@ -186,9 +195,8 @@ class LoopPool:
         await anext(self._sentinel)
 
     def _waits(self, clock: Clock) -> dict[str, Any]:
-        times = clock.timeouts
         if self.config.async_transport is not None:
-            return {"connect": times.connect, "read": times.read, "write": times.write, "pool": times.pool}
+            return clock.seconds()
         return {"connect": clock, "read": clock, "write": clock, "pool": None}
 
     def transport(self, origin: Origin) -> httpx.AsyncBaseTransport:
@@ -221,6 +229,7 @@ async def _sentinel(pool: weakref.ref[LoopPool]) -> AsyncGenerator[None]:
     finally:
         if (alive := pool()) is not None:
             alive.close()
+            await alive.release_all()
 
 
 class AsyncResponse:
@@ -249,16 +258,26 @@ class AsyncResponse:
                 self._open = False
                 await self.arelease()
             return data
-        self.close()
+        await self.aclose()
         raise error
 
     def close(self) -> None:
         """Give up what is left of the answer: over HTTP/1.1 the server is told by the closing of the connection."""
         if self._open:
             self._open = False
-            if self.http_version != "HTTP/2" and isinstance(self._stream, _AsyncStream):
-                self._stream.abort()
+            self._abort()
             self._pool.release(self)
+
+    async def aclose(self) -> None:
+        """Do what ``close`` does, here and now."""
+        if self._open:
+            self._open = False
+            self._abort()
+            await self.arelease()
+
+    def _abort(self) -> None:
+        if self.http_version != "HTTP/2" and isinstance(self._stream, _AsyncStream):
+            self._stream.abort()
 
     def finish(self) -> None:
         """Give the connection back after the last byte that was wanted; the message's own end may still be on its way."""

@@ -48,7 +48,7 @@ class Pool(httpx.BaseTransport):
         """Send a request and return its answer once the head is there; what is provably unprocessed is sent again at once."""
         self._drain()
         for resends_left in range(RESENDS, -1, -1):
-            clock.begin("pool" if self._config.transport is None else "read")
+            clock.begin(knows_it=self._config.transport is None)
             try:
                 return self._send(request, clock)
             except Exception as fault:
@@ -116,9 +116,8 @@ class Pool(httpx.BaseTransport):
         return Response(self, answer, clock, request.origin[1])
 
     def _waits(self, clock: Clock) -> dict[str, Any]:
-        times = clock.timeouts
         if self._config.transport is not None:
-            return {"connect": times.connect, "read": times.read, "write": times.write, "pool": times.pool}
+            return clock.seconds()
         return {"connect": clock, "read": clock, "write": clock, "pool": clock.remaining()}
 
     def _transport(self, origin: Origin) -> httpx.BaseTransport:

@@ -1,0 +1,57 @@
+"""Every test here runs for both colours and every wire: HTTP/1.1, HTTP/1.1 and HTTP/2 over TLS, prior knowledge, stock httpx."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+
+from jazz_llm import OpenAICompatibleLLM
+from jazz_llm.testing import Authority, FakeServer
+
+from ..colours import Async, Sync
+
+WIRES = ("http1", "http1-tls", "http2-tls", "prior-knowledge", "stock-httpx")
+
+
+@dataclass
+class Wire:
+    """Makes a server and clients for it that speak one protocol."""
+
+    name: str
+    authority: Authority
+    stack: ExitStack = field(default_factory=ExitStack)
+
+    def server(self, handler: Any = None) -> FakeServer:
+        tls = self.authority if self.name.endswith("tls") else False
+        return self.stack.enter_context(FakeServer(handler, tls=tls, http2=self.name != "http1-tls"))
+
+    def llm(self, server: FakeServer, **arguments: Any) -> OpenAICompatibleLLM:
+        if self.name.endswith("tls"):
+            arguments = {"verify": self.authority.path, **arguments}
+        elif self.name == "prior-knowledge":
+            arguments = {"http2": "prior_knowledge", **arguments}
+        elif self.name == "stock-httpx":
+            # Idle connections of a stock async transport cannot be closed once its loop is: so none are kept.
+            limits = httpx.Limits(max_keepalive_connections=0)
+            stock = {"transport": httpx.HTTPTransport(), "async_transport": httpx.AsyncHTTPTransport(limits=limits)}
+            arguments = {**stock, **arguments}
+        return self.stack.enter_context(OpenAICompatibleLLM("m", base_url=server.url, **arguments))
+
+
+@pytest.fixture(params=WIRES)
+def wire(request: pytest.FixtureRequest, authority: Authority, colour: Sync | Async) -> Iterator[Wire]:
+    wire = Wire(request.param, authority)
+    with wire.stack:
+        yield wire
+
+
+@pytest.fixture
+def version(wire: Wire, colour: Sync | Async) -> str:
+    """Return the protocol that this colour must speak on this wire."""
+    http2 = wire.name == "prior-knowledge" or (wire.name == "http2-tls" and colour.name == "async")
+    return "HTTP/2" if http2 else "HTTP/1.1"
