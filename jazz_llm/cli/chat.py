@@ -47,9 +47,7 @@ def chat(
     messages.append(Message.user(_question(prompt)))
     with ExitStack() as stack:
         model, base_url = _target(stack, local=local, model=model, base_url=base_url, api_key=api_key)
-        llm = stack.enter_context(
-            OpenAICompatibleLLM(model, api_key, base_url, temperature=temperature, max_tokens=max_tokens)
-        )
+        llm = stack.enter_context(OpenAICompatibleLLM(model, api_key, base_url, temperature=temperature, max_tokens=max_tokens))
         response = _whole(llm, messages) if no_stream else _streamed(llm, messages)
     if stats:
         _print_stats(response)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 import weakref
@@ -331,7 +332,7 @@ class AsyncBackend(httpcore.AsyncNetworkBackend):
         try:
             addresses = await asyncio.wrap_future(resolve(host, port))
         except OSError as error:
-            raise httpcore.ConnectError(f"{host}: {error.strerror or error}") from None
+            raise httpcore.ConnectError(str(error.strerror or error)) from None
         reason = "the name has no address"
         for family, kind, protocol, _, address in addresses:
             sock = socket.socket(family, kind, protocol)
@@ -342,11 +343,12 @@ class AsyncBackend(httpcore.AsyncNetworkBackend):
                 return stream
             except OSError as error:
                 stream.abort()
-                reason = error.strerror or str(error)
+                # asyncio puts words of its own in the place of the system's
+                reason = os.strerror(error.errno) if error.errno else str(error)
             except BaseException:
                 stream.abort()
                 raise
-        raise httpcore.ConnectError(f"{host}:{port}: {reason}")
+        raise httpcore.ConnectError(f"{reason} (port {port})")
 
 
 class _AsyncStream(httpcore.AsyncNetworkStream):

@@ -247,7 +247,7 @@ class Backend(httpcore.NetworkBackend):
             except BaseException:
                 stream.close()
                 raise
-        raise httpcore.ConnectError(f"{host}:{port}: {error}")
+        raise httpcore.ConnectError(f"{error} (port {port})")
 
 
 def _resolved(host: str, port: int, timeout: Wait) -> list[tuple[Any, ...]]:
@@ -261,9 +261,9 @@ def _resolved(host: str, port: int, timeout: Wait) -> list[tuple[Any, ...]]:
     except TimeoutError:
         raise httpcore.ConnectTimeout(f"looking up {host}") from None
     except OSError as error:
-        raise httpcore.ConnectError(f"{host}: {error.strerror or error}") from None
+        raise httpcore.ConnectError(str(error.strerror or error)) from None
     except BaseException as error:  # concurrent.futures.CancelledError: the call was interrupted
-        raise httpcore.ConnectError(f"{host}: {error!r}") from None
+        raise httpcore.ConnectError(repr(error)) from None
 
 
 class _Stream(httpcore.NetworkStream):

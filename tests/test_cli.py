@@ -1,0 +1,171 @@
+"""The command line, run as a person runs it: a process of its own, real pipes and signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from jazz_llm.testing import FakeServer, Reply, Request
+
+pytest.importorskip("click", reason='click is not installed: pip install ".[cli]"')
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "jazz_llm", "chat", *arguments]
+
+
+def run(*arguments: str, stdin: str | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **variables}
+    feed: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=30, env=environment, check=False, **feed)
+
+
+@pytest.fixture
+def server() -> Any:
+    with FakeServer() as server:
+        yield server
+
+
+def test_an_answer_is_streamed(server: FakeServer) -> None:
+    done = run("--base-url", server.url, "-m", "m", "say", "hello")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Hello, world!\n", "")
+    body = server.requests[0].json()
+    assert (body["stream"], body["messages"]) == (True, [{"role": "user", "content": "say hello"}])
+
+
+def test_options_reach_the_request(server: FakeServer) -> None:
+    options = ["-s", "Be brief.", "--temperature", "0.5", "--max-tokens", "7", "--no-stream", "--api-key", "sk-1"]
+    done = run("--base-url", server.url, "-m", "m", *options, "hi")
+    assert (done.returncode, done.stdout) == (0, "Hello, world!\n")
+    body = server.requests[0].json()
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert (body["temperature"], body["max_tokens"], "stream" in body) == (0.5, 7, False)
+    assert server.requests[0].headers["authorization"] == "Bearer sk-1"
+
+
+def test_stats_go_to_stderr(server: FakeServer) -> None:
+    done = run("--base-url", server.url, "-m", "m", "--stats", "hi")
+    assert done.stdout == "Hello, world!\n"
+    assert "5 prompt + 4 completion tokens, first token after" in done.stderr
+    assert "tokens/s" in done.stderr
+
+
+def test_what_is_piped_in_is_asked(server: FakeServer) -> None:
+    assert run("--base-url", server.url, "-m", "m", stdin="from a pipe\n").returncode == 0
+    assert run("--base-url", server.url, "-m", "m", "Summarize:", stdin="a text\n").returncode == 0
+    assert [request.json()["messages"][0]["content"] for request in server.requests] == ["from a pipe", "Summarize:\n\na text"]
+
+
+def test_the_key_is_taken_from_the_environment(server: FakeServer) -> None:
+    done = run("-m", "m", "hi", OPENAI_BASE_URL=server.url, OPENAI_API_KEY="sk-env")
+    assert done.returncode == 0
+    assert server.requests[0].headers["authorization"] == "Bearer sk-env"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["hi"], 2, "Use --local, --base-url URL (and -m MODEL), or set OPENAI_API_KEY"),
+        (["--base-url", "http://localhost:9", "hi"], 2, "which model? Pass -m MODEL."),
+        (["--base-url", "http://localhost:9", "-m", "m"], 2, "nothing to ask"),
+        (["--local", "--base-url", "http://localhost:9", "hi"], 2, "exclude each other"),
+        (["--base-url", "nonsense", "-m", "m", "hi"], 1, "base_url"),
+        (["--base-url", "http://127.0.0.1:1", "-m", "m", "hi"], 1, "No connection to 127.0.0.1"),
+        (["--local", "-m", "/no/such/model.gguf", "hi"], 1, "model.gguf"),
+        (["--base-url", "http://localhost:9", "-m", "m", "--temperature", "nan", "hi"], 1, "temperature"),
+        (["--nonsense"], 2, "--nonsense"),
+    ],
+)
+def test_every_failure_is_one_clear_line(arguments: list[str], code: int, words: str) -> None:
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith("jazz-llm: ")
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+
+
+def test_a_cut_stream_shows_what_came_and_fails() -> None:
+    async def cut(_: Request, reply: Reply) -> None:
+        await reply.sse(["half"], done=False, finish=None, usage=None)
+
+    with FakeServer(cut) as server:
+        done = run("--base-url", server.url, "-m", "m", "hi")
+    assert (done.returncode, done.stdout) == (1, "half\n")
+    assert "stopped before its end" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to one process there")
+def test_ctrl_c_stops_the_generation() -> None:
+    async def endless(_: Request, reply: Reply) -> None:
+        await reply.start(200, {"content-type": "text/event-stream"})
+        await reply.send(b'data: {"choices":[{"index":0,"delta":{"content":"so far"}}]}\n\n')
+        await reply.cancelled()
+
+    with FakeServer(endless) as server:
+        child = subprocess.Popen(
+            command("--base-url", server.url, "-m", "m", "hi"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        with child:
+            assert child.stdout is not None
+            assert child.stdout.read(6) == b"so far"
+            child.send_signal(signal.SIGINT)
+            rest, errors = child.communicate(timeout=10)
+        server.wait_for(lambda s: s.live == 0, 1.0)
+    assert (child.returncode, rest, errors.strip()) == (130, b"\n", b"")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGPIPE there")
+def test_a_reader_that_goes_away_is_no_crash() -> None:
+    async def long(_: Request, reply: Reply) -> None:
+        await reply.sse(["x" * 1000] * 1000)
+
+    with FakeServer(long) as server:
+        child = subprocess.Popen(
+            command("--base-url", server.url, "-m", "m", "hi"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        with child:
+            assert child.stdout is not None
+            assert child.stderr is not None
+            child.stdout.read(10)
+            child.stdout.close()
+            assert child.stderr.read() == b""
+    assert child.returncode == 1
+
+
+def test_version_and_help() -> None:
+    for option, words in (("--version", "jazz-llm "), ("--help", "chat"), ("chat --help", "--local")):
+        done = subprocess.run([sys.executable, "-m", "jazz_llm", *option.split()], capture_output=True, text=True, timeout=30, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert words in done.stdout
+
+
+def test_without_the_extra_it_says_how_to_get_it() -> None:
+    code = "import sys; sys.modules['click'] = None; from jazz_llm.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert 'pip install "jazz_llm[cli]"' in done.stderr
+
+
+def test_control_characters_do_not_reach_a_terminal() -> None:
+    pty = pytest.importorskip("pty", reason="no pseudo-terminals on this system")
+    master, slave = pty.openpty()
+    answers = json.dumps(["\x1b]0;evil\x07fine\ttext\u009b1m"])
+    environment = {**os.environ, "DEBUG_MOCK_RESPONSES": answers}
+    done = subprocess.run(command("-m", "m", "hi"), stdin=subprocess.DEVNULL, stdout=slave, timeout=30, env=environment, check=False)
+    os.close(slave)
+    shown = os.read(master, 1000)
+    os.close(master)
+    assert (done.returncode, shown) == (0, b"]0;evilfine\ttext1m\r\n")
+
+
+def test_a_real_model(tiny_model: str) -> None:
+    done = run("--base-url", tiny_model, "-m", "tiny", "--stats", "--max-tokens", "20", "Hello")
+    assert done.returncode == 0
+    assert done.stdout.strip()
+    assert "completion tokens" in done.stderr

@@ -1,0 +1,66 @@
+"""What the README says is so: its code runs as written, its commands and links exist."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jazz_llm.local import LocalServer
+from jazz_llm.testing import FakeServer
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
+def test_the_code_runs_as_written(code: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if "LocalServer" in code:  # the model it fetches comes from the internet: the tests' own stands in for it
+        request.getfixturevalue("tiny_model")
+        from .tiny_model import tiny_model
+
+        path = tiny_model(tmp_path)
+        monkeypatch.setattr(LocalServer.__init__, "__defaults__", (path,))
+    with FakeServer() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+        exec(compile(code, "README.md", "exec"), {})
+        assert server.requests or "LocalServer" in code or "generate" not in code
+
+
+def test_there_is_code() -> None:
+    assert len(BLOCKS) >= 9
+
+
+def test_the_four_calls_take_five_lines_each() -> None:
+    for code in BLOCKS[:4]:
+        assert len([line for line in code.splitlines() if line.strip()]) <= 6, code
+
+
+def test_its_commands_exist() -> None:
+    metadata = configparser.ConfigParser()
+    metadata.read(ROOT / "setup.cfg")
+    for extras in re.findall(r'pip install "\.\[([\w,]+)\]"', README):
+        assert all(metadata.has_option("options.extras_require", extra) for extra in extras.split(","))
+    targets = re.search(r"`make ([\w ]+)`", README)
+    assert targets is not None
+    assert all(f"\n{target}:" in (ROOT / "Makefile").read_text() for target in targets.group(1).split())
+    for module in re.findall(r"python -m (benchmarks\.\w+)", README):
+        assert (ROOT / (module.replace(".", "/") + ".py")).exists()
+
+
+def test_its_options_of_chat_are_those_of_the_command() -> None:
+    pytest.importorskip("click", reason='click is not installed: pip install ".[cli]"')
+    shown = subprocess.run([sys.executable, "-m", "jazz_llm", "chat", "--help"], capture_output=True, text=True, check=True).stdout
+    section = README.split("## Command line")[1].split("##")[0]
+    said = set(re.findall(r"--[a-z-]+", section))
+    assert said == set(re.findall(r"--[a-z-]+", shown)) - {"--help"}
+
+
+def test_the_version_has_a_place_in_the_changelog() -> None:
+    assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
