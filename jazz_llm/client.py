@@ -1,7 +1,7 @@
 """The class and its calls, twice, side by side: sync, and async with an ``a`` before its name.
 
-The path of a chunk: ``transport`` reads -> ``Decoder.feed`` (response.py) returns the texts of that read -> the cursor yields
-them. ``tests/test_parity.py`` proves that the two texts are one.
+The path of a chunk: ``transport`` reads -> ``Decoder.feed`` (response/decoder.py) returns the texts of that read -> the
+cursor yields them. ``tests/test_parity.py`` proves that the two texts are one.
 """
 
 from __future__ import annotations
@@ -146,7 +146,10 @@ class OpenAICompatibleLLM:
         self, messages: Any, *, response_format: Mapping[str, Any] | None = None, **options: Unpack[GenerateOptions]
     ) -> TextStream[Any]: ...
     def stream(self, messages: Any, *, response_format: Any = None, **options: Unpack[GenerateOptions]) -> TextStream[Any]:
-        """Return the answer as it comes: ``for text in llm.stream(...)``; arguments are checked here, the request goes later."""
+        """Return the answer as it comes: ``for text in llm.stream(...)``.
+
+        The arguments are checked here; the request goes out at the first text that is asked for.
+        """
         return TextStream(self, self._prepared(messages, response_format, options, streams=True))
 
     @overload

@@ -192,12 +192,12 @@ def test_a_bad_retry_policy_is_refused(field: str, value: Any) -> None:
 
 
 def test_an_unknown_provider_gets_a_hint() -> None:
-    with pytest.raises(LLMConfigurationError, match="Did you mean 'groq'"):
+    with pytest.raises(LLMConfigurationError, match=r"Did you mean 'groq'"):
         OpenAICompatibleLLM("m", provider="grok")
 
 
 def test_a_templated_provider_says_what_to_fill_in() -> None:
-    with pytest.raises(LLMConfigurationError, match="{resource}"):
+    with pytest.raises(LLMConfigurationError, match=r"\{resource\}"):
         OpenAICompatibleLLM("m", provider="azure")
 
 

@@ -12,10 +12,7 @@ import pytest
 import jazz_llm
 
 ROOT = Path(jazz_llm.__file__).parent
-FLOORS = (
-    "_version errors types sse providers usage schema tools retry timing config request response transport mock client "
-    "__init__ telemetry local testing gateway cli __main__"
-).split()
+FLOORS = ["_version", "errors", "types", "sse", "providers", "usage", "schema", "tools", "retry", "timing", "config", "request", "response", "transport", "mock", "client", "__init__", "telemetry", "local", "testing", "gateway", "cli", "__main__"]
 # httpx costs more to import than all of ours: only the transport may, and only when it is used.
 HEAVY = {"httpx", "httpcore", "h2", "tenacity", "asyncio", "click", "xllamacpp", "trustme", "urllib.request"}
 MAY_IMPORT_AT_ONCE = {"transport", "testing", "cli"}
@@ -28,9 +25,9 @@ def rooms_imported(path: Path) -> set[str]:
     depth = len(path.relative_to(ROOT).parts)
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level and id(node) not in for_types:
-            if node.level == depth:
-                found |= {node.module.split(".")[0]} if node.module else {"__init__" if a.name == "__version__" else a.name for a in node.names}
+        if isinstance(node, ast.ImportFrom) and node.level == depth and id(node) not in for_types:
+            names = {"__init__" if alias.name == "__version__" else alias.name for alias in node.names}
+            found |= {node.module.split(".")[0]} if node.module else names
     return found
 
 

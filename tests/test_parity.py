@@ -19,7 +19,7 @@ TABLE = {
     "AsyncClient": "Client",
     "ask_key_async": "ask_key",
     **{f"__a{name}__": f"__{name}__" for name in ("iter", "next", "enter", "exit")},
-    **{f"a{name}": name for name in "generate stream close primed pool open read sleep run client".split()},
+    **{f"a{name}": name for name in ["generate", "stream", "close", "primed", "pool", "open", "read", "sleep", "run", "client"]},
     "make_aclient": "make_client",
 }
 

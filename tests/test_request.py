@@ -21,7 +21,7 @@ from jazz_llm import (
 from jazz_llm.request import ask_key, headers_of, prepare
 
 
-def body_of(messages: Any = "hi", streams: bool = False, arguments: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+def body_of(messages: Any = "hi", *, streams: bool = False, arguments: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
     llm = OpenAICompatibleLLM(**{"model": "m", "base_url": "http://localhost", **(arguments or {})})
     return json.loads(prepare(llm._config, messages, options, streams=streams).body)
 

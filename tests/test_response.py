@@ -24,7 +24,9 @@ from jazz_llm import (
     LLMResponseTooLargeError,
     LLMStreamTruncatedError,
 )
-from jazz_llm.response import Decoder, ThinkSplitter, duration, error_from, rate_limits_of, redacted, request_id_of, retry_hint
+from jazz_llm.response import Decoder, error_from, rate_limits_of, redacted, request_id_of
+from jazz_llm.response.choice import ThinkSplitter
+from jazz_llm.response.failures import duration, retry_hint
 
 DONE = b"data: [DONE]\n\n"
 

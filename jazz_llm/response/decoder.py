@@ -1,0 +1,435 @@
+"""Bytes of an answer -> texts and :class:`LLMResponse`.
+
+A stream's life, as the driver sees it: ``feed`` returns the texts that a read brought; ``progress`` says whether that read
+held content of any kind; ``finished`` that a finish_reason has come and only usage and ``[DONE]`` may follow; ``over`` that
+nothing more is wanted; ``result`` is then the answer, or raises. A good end is a finish_reason; or, after some content,
+``[DONE]`` or a usage chunk without choices. Anything else is a truncated stream.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import orjson
+
+from ..errors import (
+    LLMContentFilterError,
+    LLMError,
+    LLMInternalError,
+    LLMResponseError,
+    LLMResponseTooLargeError,
+    LLMStreamTruncatedError,
+)
+from ..sse import BOM, EventTooLargeError, SSEDecoder
+from ..types import LLMResponse, LLMUsage, Message
+from ..usage import normalize_usage, usage_of
+from .choice import ChoiceState
+from .deltas import content_parts, has_content, reasoning_of
+from .failures import error_from, page_title, says_error
+from .parsing import INVALID, parse_json, text_or_none
+
+_JSON_STARTS = b'{[<"'
+_SSE_STARTS = (b"data:", b"event:", b"error:", b":")
+
+
+class Decoder:
+    """Decode one answer, streamed or whole, whichever of the two the server chose to send.
+
+    ``streams`` is what was asked for; ``choices`` how many answers; ``provider`` a name of the registry; ``prompt`` returns the
+    text to estimate its tokens from where the provider does not count.
+    """
+
+    def __init__(
+        self,
+        *,
+        streams: bool,
+        choices: int = 1,
+        provider: str | None = None,
+        echo: tuple[str, ...] = (),
+        prompt: Callable[[], str] = str,
+        max_response_bytes: int | None = None,
+        max_event_bytes: int | None = None,
+    ) -> None:
+        self.progress = False
+        self.finished = False
+        self.over = False
+        self.failure: LLMError | None = None
+        self.response_bytes = 0
+        self._streams = streams
+        self._asked = choices
+        self._provider = provider
+        self._echo = echo
+        self._prompt = prompt
+        self._limit = max_response_bytes
+        self._sse: SSEDecoder | None = None
+        self._event_limit = max_event_bytes
+        self._inflate: _Inflate | None = None
+        self._parts: list[bytes] = []  # a whole answer, or the white space before it is clear what this is
+        self._head: dict[str, Any] = {}  # the chunks' own fields, merged; a whole answer's JSON, untouched
+        self._whole = False
+        self._choices: dict[int, ChoiceState] = {}
+        self._first: ChoiceState | None = None
+        self._usage: Mapping[str, Any] | None = None
+        self._ended = False  # [DONE], or a usage chunk without choices after content
+        self._content = False
+        self._texts: list[str] = []
+        self._is_event_stream = False
+        self._headers: Mapping[str, str] = {}
+
+    def begin(self, headers: Mapping[str, str]) -> None:
+        """Take the answer's headers (lower-case names): its coding, and what it says it is."""
+        self._headers = headers
+        self._is_event_stream = headers.get("content-type", "").startswith("text/event-stream")
+        coding = headers.get("content-encoding", "identity").strip().lower()
+        if coding in ("gzip", "deflate", "x-gzip"):
+            self._inflate = _Inflate()
+        elif coding not in ("", "identity"):
+            self._fail(_broken(f"The answer is encoded with {coding[:40]!r}, which was not asked for.", retryable=False))
+
+    def feed(self, data: bytes) -> list[str]:
+        """Return the texts of choice 0 that ``data`` brings; after a failure those before it."""
+        self.progress = False
+        self._texts = []
+        try:
+            for piece in (data,) if self._inflate is None else self._inflate.feed(data):
+                self._take(piece)
+        except EventTooLargeError:
+            self._fail(_too_large("an event of the stream is larger than max_event_bytes"))
+        except zlib.error as error:
+            self._fail(_broken(f"The compressed answer is damaged: {error}.", retryable=True))
+        return self._texts
+
+    def end(self) -> list[str]:
+        """Return the last texts at the end of the connection, clean or not."""
+        self.progress = False
+        self._texts = []
+        if self.over:
+            return []
+        if self._sse is not None:
+            for payload in self._sse.end():
+                self._event(payload, at_end=True)
+        elif not self._streams or b"".join(self._parts).strip():
+            self._whole_answer(b"".join(self._parts).removeprefix(BOM))
+        self.over = True
+        for state in self._choices.values():
+            self._text(state, state.think.end())
+        return self._texts
+
+    def result(self) -> LLMResponse[Any]:
+        """Return the answer, or raise what went wrong; ``partial`` of the error holds what had come."""
+        failure = self.failure or self._bad_end()
+        if failure is None:
+            return self.response()
+        failure.partial = self.response()
+        raise failure
+
+    def response(self) -> LLMResponse[Any]:
+        """Return the answer as far as it has come."""
+        first = self._answering() or ChoiceState(0)
+        calls = first.merger.calls()
+        reasoning = "".join(first.reasoning) or None
+        text = "".join(first.text)
+        return LLMResponse(
+            text=text,
+            usage=self._normalized_usage(),
+            model=text_or_none(self._head.get("model")) or "",
+            finish_reason=first.finish_reason(),
+            raw=self._head if self._whole else self._merged(),
+            id=text_or_none(self._head.get("id")),
+            reasoning=reasoning,
+            refusal="".join(first.refusal) or None,
+            tool_calls=calls,
+            choices=[state.choice() for _, state in sorted(self._choices.items())],
+            logprobs=first.logprobs,
+            message=Message("assistant", text or None if calls else text, tool_calls=calls or None, extra=self._echoed(first)),
+        )
+
+    def _normalized_usage(self) -> LLMUsage:
+        usage = normalize_usage(self._usage or _zero_usage(self._head), provider=self._provider)
+        if usage.estimated:
+            usage = normalize_usage(usage.raw, provider=self._provider, prompt=self._prompt(), completion=self._completion())
+        return usage
+
+    def _completion(self) -> str:
+        """Return all that the model wrote."""
+        return "".join(
+            piece
+            for state in self._choices.values()
+            for piece in (
+                *state.reasoning,
+                *state.text,
+                *state.refusal,
+                *(c.raw_arguments for c in state.merger.calls()),
+            )
+        )
+
+    def _take(self, data: bytes) -> None:
+        self.response_bytes += len(data)
+        if self._limit is not None and self.response_bytes > self._limit:
+            self._parts = []
+            self._fail(_too_large(f"it is larger than max_response_bytes ({self._limit})"))
+        if self.over:
+            return
+        if self._sse is None:
+            data = self._sniff(data)
+        if self._sse is None:
+            self._parts.append(data)
+            return
+        for payload in self._sse.feed(data):
+            if self.over:
+                return
+            self._event(payload)
+
+    def _sniff(self, data: bytes) -> bytes:
+        """Decide from the first bytes what this is: servers answer with JSON where a stream was asked for, and the reverse.
+
+        Return the bytes that are now to be taken; white space before the answer is dropped.
+        """
+        if self._whole:
+            return data
+        data = b"".join((*self._parts, data))
+        self._parts = []
+        head = data.removeprefix(BOM).lstrip()
+        if not head or any(start.startswith(head) for start in (BOM, *_SSE_STARTS)):
+            return data if head else b""  # too little to tell
+        if head[0] in _JSON_STARTS:
+            self._whole = True
+        elif self._streams or self._is_event_stream or head.startswith(_SSE_STARTS):
+            self._sse = SSEDecoder(self._event_limit)
+        else:
+            self._whole = True
+        return data
+
+    def _event(self, payload: bytes, *, at_end: bool = False) -> None:
+        """Take one event's data; the common chunk (one choice, some text, nothing else new) goes the short way."""
+        try:
+            chunk = orjson.loads(payload)
+            (choice,) = chunk["choices"]
+            delta = choice["delta"]
+            text = delta["content"]
+            first = self._first
+            if (
+                first is None
+                or not first.think.settled
+                or text.__class__ is not str
+                or "<" in text
+                or len(delta) > 2
+                or (len(delta) == 2 and "role" not in delta)
+                or choice.get("finish_reason") is not None
+                or choice.get("index") != 0
+                or choice.get("logprobs") is not None
+                or chunk.get("usage") is not None
+                or "error" in chunk
+                or "error" in choice
+                or len(choice) > 4
+            ):
+                self._chunk(chunk)
+            elif text:
+                first.text.append(text)
+                self._texts.append(text)
+                self.progress = True
+        except (ValueError, LookupError, TypeError, AttributeError):
+            self._unusual(payload, at_end=at_end)
+
+    def _unusual(self, payload: bytes, *, at_end: bool) -> None:
+        payload = payload.strip()
+        if payload == b"[DONE]":
+            self._done()
+        elif payload:
+            chunk = parse_json(payload)
+            if chunk is not INVALID:
+                self._chunk(chunk)
+            elif not at_end:  # cut short by the end of the connection it is only half an event
+                self._fail(_broken(f"An event of the stream is not JSON: {_excerpt(payload)}", retryable=False))
+
+    def _done(self) -> None:
+        for state in self._choices.values():
+            self._text(state, state.think.end())
+        self._ended = True
+        self.over = True
+
+    def _chunk(self, chunk: Any) -> None:
+        if isinstance(chunk, list) and chunk:
+            chunk = chunk[0]
+        if not isinstance(chunk, dict):
+            return self._fail(_broken(f"A chunk of the stream is not an object: {_excerpt(chunk)}", retryable=False))
+        usage = usage_of(chunk)
+        self._usage = usage or self._usage
+        if says_error(chunk):
+            return self._fail(error_from(200, self._headers, chunk, provider=self._provider))
+        self._merge_head(chunk)
+        choices = chunk.get("choices")
+        for choice in choices if isinstance(choices, list) else ():
+            if isinstance(choice, dict):
+                self._choice(choice)
+        if usage is not None and choices == [] and self._content:
+            self._ended = True
+        self.finished = self._all_finished()
+
+    def _choice(self, choice: dict[str, Any]) -> None:
+        if says_error(choice, top=False):
+            return self._fail(error_from(200, self._headers, choice, provider=self._provider))
+        index = choice.get("index")
+        index = index if isinstance(index, int) and not isinstance(index, bool) else 0
+        state = self._choices.get(index)
+        if state is None:
+            state = self._choices[index] = ChoiceState(index)
+            if index == 0:
+                self._first = state
+        delta = choice.get("delta")
+        if not isinstance(delta, dict):
+            delta = self._instead_of_delta(state, choice)
+        self._delta(state, delta)
+        state.add_logprobs(choice.get("logprobs"))
+        finish = choice.get("finish_reason")
+        if isinstance(finish, str) and finish not in ("", "null"):
+            state.finish = finish
+            self._text(state, state.think.end())
+
+    def _instead_of_delta(self, state: ChoiceState, choice: dict[str, Any]) -> dict[str, Any]:
+        """Some send a whole ``message``: it is the answer where no delta came, and its repetition otherwise (MiniMax)."""
+        message = choice.get("message")
+        if isinstance(message, dict):
+            return {} if state.seen else message
+        text = choice.get("text")
+        return {"content": text} if isinstance(text, str) else {}
+
+    def _delta(self, state: ChoiceState, delta: dict[str, Any]) -> None:
+        before = state.seen
+        for kind, text in content_parts(delta.get("content")):
+            if kind == "reasoning":
+                state.add_reasoning(text)
+            else:
+                self._text(state, state.think.feed(text))
+                state.seen = state.seen or bool(text)
+        state.add_reasoning(reasoning_of(delta))
+        state.add_refusal(delta.get("refusal"))
+        state.add_calls(delta)
+        state.keep(delta)
+        if state.seen and (not before or has_content(delta)):
+            self.progress = self._content = True
+
+    def _text(self, state: ChoiceState, pieces: list[tuple[str, str]]) -> None:
+        for kind, text in pieces:
+            if not text:
+                continue
+            if kind == "reasoning":
+                state.reasoning.append(text)
+                continue
+            state.text.append(text)
+            if state is self._first:
+                self._texts.append(text)
+
+    def _whole_answer(self, body: bytes) -> None:
+        self._whole = True
+        answer = parse_json(body)
+        if answer is INVALID or not isinstance(answer, dict):
+            if isinstance(answer, list) and answer and isinstance(answer[0], dict) and says_error(answer[0]):
+                return self._fail(error_from(200, self._headers, answer, provider=self._provider))
+            return self._fail(not_an_answer(body))
+        if says_error(answer):
+            return self._fail(error_from(200, self._headers, answer, provider=self._provider))
+        self._usage = usage_of(answer)
+        self._head = answer
+        choices = answer.get("choices")
+        if not isinstance(choices, list) or not choices or not all(isinstance(c, dict) for c in choices):
+            return self._fail(_broken(f"The answer has no choices: {_excerpt(body)}", retryable=choices in (None, [])))
+        for position, choice in enumerate(choices):
+            if not isinstance(choice.get("message"), dict) and not choice.get("text") and not choice.get("delta"):
+                return self._fail(_broken(f"Choice {position} of the answer has no message: {_excerpt(body)}", retryable=False))
+            self._choice({"index": position, **choice})
+        for state in self._choices.values():
+            state.whole_thoughts()
+        self._ended = True
+
+    def _merge_head(self, chunk: dict[str, Any]) -> None:
+        for name, value in chunk.items():
+            if name not in ("choices", "usage", "object") and value is not None and value != "":
+                self._head[name] = value
+
+    def _merged(self) -> dict[str, Any]:
+        """Return the object that the server would have sent, had it not been asked to stream."""
+        if not self._head and not self._choices:
+            return {}
+        merged = {
+            **self._head,
+            "object": "chat.completion",
+            "choices": [state.merged() for _, state in sorted(self._choices.items())],
+        }
+        return merged if self._usage is None else {**merged, "usage": dict(self._usage)}
+
+    def _echoed(self, first: ChoiceState) -> dict[str, Any]:
+        if not first.merger.calls():
+            return {}
+        return {name: value for name in self._echo if (value := first.fields.get(name))}
+
+    def _all_finished(self) -> bool:
+        states = self._choices.values()
+        return len(states) >= self._asked and all(state.finish is not None for state in states)
+
+    def _answering(self) -> ChoiceState | None:
+        """Return choice 0, or the lowest there is where a server counts from 1."""
+        return self._choices[min(self._choices)] if self._choices else None
+
+    def _bad_end(self) -> LLMError | None:
+        first = self._answering()
+        reason = first.finish_reason() if first is not None else None
+        if not self._whole and not self._content and not self._all_finished():
+            if self._ended:
+                return _broken("The stream ended with neither content nor a finish_reason.", retryable=True)
+            return LLMStreamTruncatedError("The stream ended before it began: no event came.", retryable=True)
+        if not self._whole and not self._ended and not (self._choices and all(s.finish for s in self._choices.values())):
+            return LLMStreamTruncatedError("The stream stopped before its end: no finish_reason, no [DONE].", retryable=True)
+        if reason == "error" and first is not None:
+            return LLMInternalError(f"The provider gave up: finish_reason {first.finish!r}.", retryable=True, status_code=200)
+        if reason == "content_filter" and first is not None and not first.text and not first.refusal:
+            return LLMContentFilterError("The content filter left nothing of the answer.", status_code=200)
+        return None
+
+    def _fail(self, error: LLMError) -> None:
+        self.failure = self.failure or error
+        self.over = True
+
+
+class _Inflate:
+    """Undo a gzip or deflate that nobody asked for, a bounded piece at a time (1 MB of gzip can be 1 GB of zeros)."""
+
+    def __init__(self) -> None:
+        self._stream = zlib.decompressobj(47)  # 32 + 15: gzip or zlib by its header
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        while data:
+            yield self._stream.decompress(data, 256 * 1024)
+            data = self._stream.unconsumed_tail
+
+
+def _zero_usage(head: dict[str, Any]) -> Mapping[str, Any] | None:
+    usage = head.get("usage")
+    return usage if isinstance(usage, Mapping) else None
+
+
+def _excerpt(body: object) -> str:
+    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else repr(body)
+    return " ".join(text.split())[:200] or "(empty)"
+
+
+def _broken(message: str, *, retryable: bool) -> LLMResponseError:
+    return LLMResponseError(message, retryable=retryable, status_code=200)
+
+
+def _too_large(why: str) -> LLMResponseTooLargeError:
+    return LLMResponseTooLargeError(f"The answer was given up: {why}.", status_code=200)
+
+
+def not_an_answer(body: bytes) -> LLMResponseError:
+    """Say what came where JSON should have been."""
+    text = body.decode("utf-8", "replace")
+    if not text.strip():
+        return _broken("The answer is empty.", retryable=True)
+    if text.lstrip().startswith("<"):
+        title = page_title(text)
+        return _broken(f"The answer is a web page ({title!r}), not JSON: check base_url.", retryable=False)
+    # JSON that begins well was most likely cut; anything else will be as wrong the next time.
+    return _broken(f"The answer is not JSON: {_excerpt(body)}", retryable=text.lstrip()[:1] == "{")
