@@ -172,16 +172,25 @@ BY_NAME = {row.name: row for row in PROVIDERS}
 
 def provider_of_host(host: str) -> Provider | None:
     """Return the provider that a public host belongs to; a loopback port tells nothing, so local servers have none."""
-    return next((row for pattern, row in _hosts() if pattern.fullmatch(host.lower())), None)
+    host = host.lower()
+    known = _hosts()
+    if host in known:
+        return known[host]
+    return next((row for name, row in known.items() if "{" in name and _fits(name, host)), None)
+
+
+def _fits(template: str, host: str) -> bool:
+    """Say whether a host is the template with its one ``{name}`` filled in."""
+    before, after = re.split(r"\{\w+\}", template)
+    middle = host[len(before) : len(host) - len(after)]
+    return host.startswith(before) and host.endswith(after) and bool(middle) and len(host) > len(before + after)
 
 
 @lru_cache(maxsize=1)
-def _hosts() -> list[tuple[re.Pattern[str], Provider]]:
-    patterns = []
-    for row in PROVIDERS:
-        home = row.base_url.split("/")[2]
-        for host in (home, *row.hosts):
-            if not host.startswith(("localhost", "127.")):
-                literal = re.sub(r"\\\{\w+\\\}", r"[^/]+", re.escape(host))
-                patterns.append((re.compile(literal), row))
-    return patterns
+def _hosts() -> dict[str, Provider]:
+    return {
+        host: row
+        for row in PROVIDERS
+        for host in (row.base_url.split("/")[2], *row.hosts)
+        if not host.startswith(("localhost", "127."))
+    }

@@ -42,7 +42,19 @@ class Clock:
     Both are set by the driver that waits.
     """
 
-    __slots__ = ("_ends", "_streams", "answering", "on_change", "phase", "reason", "sent", "timeouts", "until", "wake")
+    __slots__ = (
+        "_ends",
+        "_streams",
+        "answering",
+        "on_change",
+        "on_start",
+        "phase",
+        "reason",
+        "sent",
+        "timeouts",
+        "until",
+        "wake",
+    )
 
     def __init__(self, timeouts: Timeouts, *, streams: bool) -> None:
         self.timeouts = timeouts
@@ -52,6 +64,7 @@ class Clock:
         self.reason: Reason | None = None
         self.wake: Callable[[], object] | None = None
         self.on_change: Callable[[], object] | None = None
+        self.on_start: Callable[[], object] | None = None
         self.begin()
 
     def begin(self, *, knows_it: bool = True) -> None:
@@ -61,6 +74,12 @@ class Clock:
         self._enter("pool")
         if not knows_it:
             self.waiting()
+
+    def started(self) -> None:
+        """Tell, once, that a connection is found or being made."""
+        if self.on_start is not None:
+            self.on_start()
+            self.on_start = None
 
     def connecting(self) -> None:
         """Start the wait for DNS, TCP and TLS together."""

@@ -38,6 +38,7 @@ REASONING = (
     "output_tokens_details.reasoning_tokens",
     "reasoning_tokens",  # SGLang, Perplexity
 )
+_PLAIN = {"prompt_tokens", "completion_tokens", "total_tokens"}
 COST = ("cost", "cost.total_cost", "estimated_cost")
 
 
@@ -49,7 +50,8 @@ def normalize_usage(
     given_prompt, given_completion = _prompt(usage), _count(usage, COMPLETION)
     before = _estimate(prompt) if given_prompt is None else given_prompt
     after = _estimate(completion) if given_completion is None else given_completion
-    cached, written, reasoning = (_count(usage, places) for places in (CACHED, CACHE_WRITE, REASONING))
+    details = () if usage.keys() <= _PLAIN else (CACHED, CACHE_WRITE, REASONING)
+    cached, written, reasoning = [_count(usage, places) for places in details] or (None, None, None)
     if given_prompt is not None and given_completion is not None:
         before, after, reasoning = _excess(usage, before, after, reasoning, provider)
     return LLMUsage(
@@ -135,10 +137,11 @@ def _count(usage: Mapping[str, Any], places: tuple[str, ...]) -> int | None:
 
 
 def _dig(usage: Mapping[str, Any], place: str) -> object:
-    value: object = usage
-    for name in place.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
+    if "." not in place:
+        return usage.get(place)
+    outer, inner = place.split(".")
+    details = usage.get(outer)
+    return details.get(inner) if isinstance(details, Mapping) else None
 
 
 def _integer(value: object) -> int | None:

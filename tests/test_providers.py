@@ -19,6 +19,6 @@ def test_every_public_host_finds_its_row(row: object) -> None:
             assert provider_of_host(filled) is row
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "example.com", "api.groq.com.evil.com", "xapi.groq.com", "evil/.openai.azure.com"])
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "example.com", "api.groq.com.evil.com", "xapi.groq.com", ".openai.azure.com"])
 def test_other_hosts_have_none(host: str) -> None:
     assert provider_of_host(host) is None

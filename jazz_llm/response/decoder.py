@@ -26,7 +26,7 @@ from ..sse import BOM, EventTooLargeError, SSEDecoder
 from ..types import LLMResponse, LLMUsage, Message
 from ..usage import normalize_usage, usage_of
 from .choice import ChoiceState
-from .deltas import content_parts, has_content, reasoning_of
+from .deltas import content_parts, has_content, has_more, reasoning_of
 from .failures import error_from, page_title, says_error
 from .parsing import INVALID, parse_json, text_or_none
 
@@ -215,15 +215,13 @@ class Decoder:
                 or not first.think.settled
                 or text.__class__ is not str
                 or "<" in text
-                or len(delta) > 2
-                or (len(delta) == 2 and "role" not in delta)
-                or choice.get("finish_reason") is not None
                 or choice.get("index") != 0
-                or choice.get("logprobs") is not None
                 or chunk.get("usage") is not None
                 or "error" in chunk
-                or "error" in choice
-                or len(choice) > 4
+                or (
+                    not (len(choice) == 3 and len(delta) == 1 and choice.get("finish_reason", 0) is None)
+                    and has_more(choice, delta)
+                )
             ):
                 self._chunk(chunk)
             elif text:

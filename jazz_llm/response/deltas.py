@@ -38,3 +38,14 @@ def has_content(delta: dict[str, Any]) -> bool:
     """Say whether a delta holds anything that a caller could be given."""
     names = ("content", "refusal", "tool_calls", "function_call", "reasoning_details", *_REASONING)
     return any(delta.get(name) for name in names)
+
+
+def has_more(choice: dict[str, Any], delta: dict[str, Any]) -> bool:
+    """Say whether a chunk's choice holds anything but text; many servers add fields that are null or empty."""
+    return any(value for name, value in delta.items() if name not in _TEXT) or any(
+        value for name, value in choice.items() if name not in _FRAME
+    )
+
+
+_TEXT = frozenset({"content", "role"})
+_FRAME = frozenset({"index", "delta"})

@@ -2,7 +2,7 @@
 
 Sockets under the loop's readiness calls rather than asyncio's transports: they can be closed in any loop state, and a task
 cancelled in the middle of a read has read nothing and in the middle of a write leaves the rest to the next write, so that a
-cancelled call cannot tear a record that its siblings on the connection share. Every wait of a call runs under :func:`within`.
+cancelled call cannot tear a record that its siblings on the connection share. Every wait of a call runs under its Alarm.
 """
 
 from __future__ import annotations
@@ -25,35 +25,69 @@ from ..timing import Clock
 from . import Request
 from .blocking import READ_SIZE, RESENDS, default_limits
 from .faults import error_for, is_ours, never_processed, silence_hpack
-from .names import Origin, Proxies, resolve
+from .names import Origin, Proxies, parsed_url, resolve
 from .tls import TLSLayer, context_for, reason_of
 
 R = TypeVar("R")
 Wait = Clock | float | None
 
 
-async def within(clock: Clock, work: Awaitable[R]) -> R:
-    """Await under the call's clock: its deadline, which may move meanwhile, and ``interrupt`` from any thread end the wait."""
-    loop = asyncio.get_running_loop()
+class Alarm:
+    """Ends the waits of one call when its clock runs out or is interrupted: one timer a call, not one a wait.
 
-    def due() -> float | None:
-        left = clock.remaining() if clock.reason is None else 0.0
-        return None if left is None else loop.time() + left
+    It does what ``asyncio.timeout`` does, by the same rules for telling its own cancellation from another's. The timer is left
+    alone while the deadline only moves away, and looks again when it fires.
+    """
 
-    def move() -> None:
-        with contextlib.suppress(RuntimeError):  # the wait is over already
-            alarm.reschedule(due())
+    __slots__ = ("_cancelling", "_clock", "_loop", "_rang", "_task", "_timer")
 
-    try:
-        async with asyncio.timeout_at(due()) as alarm:
-            clock.on_change, clock.wake = move, lambda: _call_soon(loop, move)
-            move()
+    def __init__(self, clock: Clock, loop: asyncio.AbstractEventLoop) -> None:
+        self._clock = clock
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._rang = False
+        self._cancelling = 0
+        clock.on_change = self.look
+        clock.wake = lambda: _call_soon(loop, self.look)
+
+    async def guard(self, work: Awaitable[R]) -> R:
+        """Await under the alarm; raise the clock's own failure where it rang."""
+        task = self._task = asyncio.current_task(self._loop)
+        assert task is not None
+        self._rang = False
+        self._cancelling = task.cancelling()
+        self.look()
+        try:
             return await work
-    except TimeoutError:
-        pass
-    finally:
-        clock.on_change = clock.wake = None
-    raise clock.failure()
+        except asyncio.CancelledError:
+            if not self._rang or task.uncancel() > self._cancelling:
+                raise
+        finally:
+            self._task = None
+        raise self._clock.failure()
+
+    def look(self) -> None:
+        """Ring if it is time, else see that the timer fires in time."""
+        left = 0.0 if self._clock.reason is not None else self._clock.remaining()
+        if self._task is None or left is None or self._rang:
+            return
+        if left == 0.0:
+            self._rang = True
+            self._task.cancel()
+        elif self._timer is None or self._timer.when() > self._loop.time() + left:
+            self.stop()
+            self._timer = self._loop.call_later(left, self._fire)
+
+    def stop(self) -> None:
+        """Take the timer away."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _fire(self) -> None:
+        self._timer = None
+        self.look()
 
 
 class AsyncPool(httpx.AsyncBaseTransport):
@@ -68,15 +102,17 @@ class AsyncPool(httpx.AsyncBaseTransport):
     async def aopen(self, request: Request, clock: Clock) -> AsyncResponse:
         """Send a request and return its answer once the head is there; what is provably unprocessed is sent again at once."""
         pool = await self._pool()
+        alarm = Alarm(clock, pool.loop)
         for resends_left in range(RESENDS, -1, -1):
             clock.begin(knows_it=self.config.async_transport is None)
             try:
-                return await within(clock, pool.send(request, clock))
+                return await alarm.guard(pool.send(request, clock, alarm))
             except Exception as fault:
                 again = resends_left > 0 and never_processed(fault, clock)
                 error = error_for(fault, clock, request.origin[1]) if is_ours(fault) else fault
             if not again:
                 break
+        alarm.stop()
         raise error
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -87,7 +123,11 @@ class AsyncPool(httpx.AsyncBaseTransport):
 
     async def asleep(self, clock: Clock, seconds: float) -> None:
         """Wait between two tries."""
-        await within(clock, asyncio.sleep(seconds))
+        alarm = Alarm(clock, asyncio.get_running_loop())
+        try:
+            await alarm.guard(asyncio.sleep(seconds))
+        finally:
+            alarm.stop()
 
     def close(self) -> None:
         """Close every socket of every loop, from any thread; a wait under way on one ends with an error."""
@@ -123,6 +163,8 @@ class LoopPool:
     def __init__(self, config: Config, loop: asyncio.AbstractEventLoop) -> None:
         self.config = config
         self.loop = loop
+        # httpcore offers one idle connection to all who ask in the same turn of the loop, and all but one ask again.
+        self._turn = asyncio.Lock()
         self._proxies = Proxies(config.proxy, trust_env=config.trust_env)
         self._transports: dict[str | None, httpx.AsyncBaseTransport] = {}
         self.draining: list[AsyncResponse] = []
@@ -131,15 +173,24 @@ class LoopPool:
         self._releases: set[asyncio.Task[None]] = set()  # a loop itself holds its tasks weakly
         self._closed = False
 
-    async def send(self, request: Request, clock: Clock) -> AsyncResponse:
+    async def send(self, request: Request, clock: Clock, alarm: Alarm) -> AsyncResponse:
         """Send one request and return its answer."""
         while self.draining:
             await self.draining.pop().drain()
-        extensions = {"timeout": self._waits(clock)}
-        sent = httpx.Request(request.method, request.url, headers=request.headers, content=request.body, extensions=extensions)
-        answer = await self.transport(request.origin).handle_async_request(sent)
+        await self._turn.acquire()
+        clock.on_start = self._turn.release
+        try:
+            answer = await self._answer(request, clock)
+        finally:
+            clock.started()
         clock.answering = True
-        return AsyncResponse(self, answer, clock, request.origin[1])
+        return AsyncResponse(self, answer, clock, alarm, request.origin[1])
+
+    async def _answer(self, request: Request, clock: Clock) -> httpx.Response:
+        extensions = {"timeout": self._waits(clock)}
+        url = parsed_url(request.url)
+        sent = httpx.Request(request.method, url, headers=request.headers, content=request.body, extensions=extensions)
+        return await self.transport(request.origin).handle_async_request(sent)
 
     def add(self, stream: AsyncSocketStream) -> None:
         """Keep a new socket, to be able to close it."""
@@ -236,7 +287,7 @@ async def _sentinel(pool: weakref.ref[LoopPool]) -> AsyncGenerator[None]:
 class AsyncResponse:
     """The answer to one attempt: head and body as it comes."""
 
-    def __init__(self, pool: LoopPool, answer: httpx.Response, clock: Clock, host: str) -> None:
+    def __init__(self, pool: LoopPool, answer: httpx.Response, clock: Clock, alarm: Alarm, host: str) -> None:
         self.status = answer.status_code
         self.headers = {name.lower(): value for name, value in answer.headers.items()}
         self.http_version = answer.extensions.get("http_version", b"HTTP/1.1").decode("ascii", "replace")
@@ -246,17 +297,18 @@ class AsyncResponse:
         self._stream = answer.extensions.get("network_stream")
         self._body: AsyncIterator[bytes] = aiter(answer.stream)  # type: ignore[arg-type]  # an async transport's stream
         self._clock = clock
+        self._alarm = alarm
         self._open = True
 
     async def aread(self) -> bytes:
         """Return what one read of the network brings, b"" at the end of the message."""
         try:
-            data = await within(self._clock, anext(self._body, b""))
+            data = await self._alarm.guard(anext(self._body, b""))
         except Exception as fault:
             error = error_for(fault, self._clock, self._host) if is_ours(fault) else fault
         else:
             if not data and self._open:
-                self._open = False
+                self._over()
                 await self.arelease()
             return data
         await self.aclose()
@@ -265,16 +317,21 @@ class AsyncResponse:
     def close(self) -> None:
         """Give up what is left of the answer: over HTTP/1.1 the server is told by the closing of the connection."""
         if self._open:
-            self._open = False
+            self._over()
             self._abort()
             self._pool.release(self)
 
     async def aclose(self) -> None:
         """Do what ``close`` does, here and now."""
         if self._open:
-            self._open = False
+            self._over()
             self._abort()
             await self.arelease()
+
+    def _over(self) -> None:
+        self._open = False
+        if _is_running_here(self._pool.loop):
+            self._alarm.stop()
 
     def _abort(self) -> None:
         if self.http_version != "HTTP/2" and isinstance(self._stream, _AsyncStream):
@@ -283,7 +340,7 @@ class AsyncResponse:
     def finish(self) -> None:
         """Give the connection back after the last byte that was wanted; the message's own end may still be on its way."""
         if self._open and self.http_version != "HTTP/2":
-            self._open = False
+            self._over()
             self._pool.draining.append(self)
         else:
             self.close()
@@ -320,6 +377,7 @@ class AsyncBackend(httpcore.AsyncNetworkBackend):
     ) -> AsyncSocketStream:
         """Connect to the first address of a host that answers, all within one wait."""
         if isinstance(timeout, Clock):
+            timeout.started()
             timeout.connecting()
         async with _limited(timeout, httpcore.ConnectTimeout):
             return await self._connect(host, port)
@@ -355,25 +413,39 @@ class _AsyncStream(httpcore.AsyncNetworkStream):
     """What a plain socket and TLS over one have in common: the phases of a call."""
 
     pool: LoopPool
+    _held = b""
 
     async def read(self, max_bytes: int, timeout: Wait = None) -> bytes:
         """Return up to ``max_bytes``, b"" at the end."""
+        if self._held:
+            await self._flush_held(timeout)
         if isinstance(timeout, Clock):
             return await self.receive(max_bytes, wait=timeout.until != 0.0)
         async with _limited(timeout, httpcore.ReadTimeout):
             return await self.receive(max_bytes)
 
     async def write(self, buffer: bytes, timeout: Wait = None) -> None:
-        """Send all of ``buffer``."""
-        if not buffer:
+        """Send all of ``buffer``; over HTTP/1.1 head and body go together, when the answer is asked for."""
+        if isinstance(timeout, Clock):
+            timeout.started()
+        self._held += buffer
+        if self._held and (self.speaks_http2() or len(self._held) > READ_SIZE):
+            await self._flush_held(timeout)
+
+    async def _flush_held(self, timeout: Wait) -> None:
+        data, self._held = self._held, b""
+        if not isinstance(timeout, Clock):
+            async with _limited(timeout, httpcore.WriteTimeout):
+                await self.send(data)
             return
-        if isinstance(timeout, Clock):
-            timeout.writing()
-        async with _limited(timeout, httpcore.WriteTimeout):
-            await self.send(buffer)
-        if isinstance(timeout, Clock):
-            timeout.sent = True
-            timeout.waiting()
+        timeout.writing()
+        await self.send(data)
+        timeout.sent = True
+        timeout.waiting()
+
+    def speaks_http2(self) -> bool:
+        """Say whether HTTP/2 was agreed on, where others on the connection may be waiting to read already."""
+        return self.pool.config.http2 == "prior_knowledge"
 
     async def aclose(self) -> None:
         """Close the connection."""
@@ -482,12 +554,13 @@ class AsyncSocketStream(_AsyncStream):
         descriptor = self._sock.fileno()
         waiter = self.pool.loop.create_future()
         add(descriptor, _wake, waiter)
-        with self._waiting():
-            try:
-                await waiter
-            finally:
-                with contextlib.suppress(RuntimeError):  # the loop was closed with this wait still on it
-                    remove(descriptor)
+        self.waiting += 1
+        try:
+            await waiter
+        finally:
+            with contextlib.suppress(RuntimeError):  # the loop was closed with this wait still on it
+                remove(descriptor)
+            self._waited()
 
     @contextlib.contextmanager
     def _waiting(self) -> Iterator[None]:
@@ -495,9 +568,12 @@ class AsyncSocketStream(_AsyncStream):
         try:
             yield
         finally:
-            self.waiting -= 1
-            if self._aborted:
-                self._close_unless_waiting()
+            self._waited()
+
+    def _waited(self) -> None:
+        self.waiting -= 1
+        if self._aborted:
+            self._close_unless_waiting()
 
     def _close_unless_waiting(self) -> None:
         if not self.waiting or self.pool.loop.is_closed():
@@ -556,6 +632,10 @@ class AsyncTLSStream(_AsyncStream):
         except ssl.SSLError as error:
             raise httpcore.WriteError(reason_of(error)) from None
         await self._flush()
+
+    def speaks_http2(self) -> bool:
+        """Say what ALPN agreed on."""
+        return self._tls.object.selected_alpn_protocol() == "h2" or super().speaks_http2()
 
     def abort(self) -> None:
         """Close the connection beneath."""

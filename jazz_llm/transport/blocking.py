@@ -22,7 +22,7 @@ from ..errors import LLMClosedError
 from ..timing import Clock
 from . import Request
 from .faults import error_for, is_ours, never_processed, silence_hpack
-from .names import Origin, Proxies, resolve
+from .names import Origin, Proxies, parsed_url, resolve
 from .tls import TLSLayer, context_for, reason_of
 
 R = TypeVar("R")
@@ -110,7 +110,8 @@ class Pool(httpx.BaseTransport):
 
     def _send(self, request: Request, clock: Clock) -> Response:
         extensions = {"timeout": self._waits(clock)}
-        sent = httpx.Request(request.method, request.url, headers=request.headers, content=request.body, extensions=extensions)
+        url = parsed_url(request.url)
+        sent = httpx.Request(request.method, url, headers=request.headers, content=request.body, extensions=extensions)
         answer = self._transport(request.origin).handle_request(sent)
         clock.answering = True
         return Response(self, answer, clock, request.origin[1])
@@ -269,17 +270,26 @@ def _resolved(host: str, port: int, timeout: Wait) -> list[tuple[Any, ...]]:
 class _Stream(httpcore.NetworkStream):
     """What a plain socket and TLS over one have in common: the phases of a call."""
 
+    pool: Pool
+    _held = b""
+
     def read(self, max_bytes: int, timeout: Wait = None) -> bytes:
         """Return up to ``max_bytes``, b"" at the end."""
+        if self._held:
+            self._flush_held(timeout)
         return self.receive(max_bytes, timeout)
 
     def write(self, buffer: bytes, timeout: Wait = None) -> None:
-        """Send all of ``buffer``."""
-        if not buffer:
-            return
+        """Send all of ``buffer``; head and body go together, when the answer is asked for."""
+        self._held += buffer
+        if len(self._held) > READ_SIZE:
+            self._flush_held(timeout)
+
+    def _flush_held(self, timeout: Wait) -> None:
+        data, self._held = self._held, b""
         if isinstance(timeout, Clock):
             timeout.writing()
-        self.send(buffer, timeout)
+        self.send(data, timeout)
         if isinstance(timeout, Clock):
             timeout.sent = True
             timeout.waiting()
@@ -293,8 +303,6 @@ class _Stream(httpcore.NetworkStream):
         except BaseException:
             self.close()
             raise
-
-    pool: Pool
 
     def abort(self) -> None:
         """Close the connection at once, from any thread."""

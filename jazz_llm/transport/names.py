@@ -6,12 +6,21 @@ import ipaddress
 import socket
 import threading
 from concurrent.futures import Future, InvalidStateError
+from functools import lru_cache
 from typing import Any
+
+import httpx
 
 from ..config import is_loopback
 
 Address = tuple[Any, ...]
 Origin = tuple[str, str, int]
+
+
+@lru_cache(maxsize=64)
+def parsed_url(url: str) -> httpx.URL:
+    """Return the URL as httpx wants it; parsing costs more than the rest of a request."""
+    return httpx.URL(url)
 
 
 def resolve(host: str, port: int) -> Future[list[Address]]:
