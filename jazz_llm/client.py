@@ -323,8 +323,8 @@ class _Attempts:
         self._llm = llm
         self._call = call
         self._shared = llm._shared
-        self._clock = Clock(call.timeouts, streams=call.streams)
-        self._decoder = self._new_decoder()
+        self._clock: Clock  # of this call, from its beginning
+        self._decoder: Decoder  # of the attempt under way
         self._answer: Any = None  # the transport's response of the attempt under way
         self._texts: list[str] | None = None  # what the first read with content brought
         self._state: Literal["new", "open", "over"] = "new"
@@ -399,26 +399,25 @@ class _Attempts:
         if self._reading:
             raise RuntimeError("Somebody else is reading this stream: one reader at a time.")
         self._reading = True
-        self._tell_clock()  # the time that the caller took is not the server's
+        # The time that the caller took is not the server's: the wait starts anew.
+        if self._decoder.finished:
+            self._clock.tail()
+        elif self._first_content is not None:
+            self._clock.content()
         return True
 
     def _take(self, data: bytes) -> list[str]:
         """Decode one read, and tell the clock what it means for the next."""
         decoder = self._decoder
+        was_finished = decoder.finished
         texts = decoder.feed(data) if data else decoder.end()
-        if decoder.progress:
-            if self._first_content is None:
-                self._first_content = time.perf_counter()
-            self._tell_clock()
-        elif decoder.finished:
-            self._tell_clock()
-        return texts
-
-    def _tell_clock(self) -> None:
-        if self._decoder.finished:
+        if decoder.progress and self._first_content is None:
+            self._first_content = time.perf_counter()
+        if decoder.finished and not was_finished:
             self._clock.tail()
-        elif self._first_content is not None:
+        elif decoder.progress and not was_finished:
             self._clock.content()
+        return texts
 
     def _lost(self, error: LLMError) -> bytes:
         """Take the loss of the connection for the end of the stream where its end had been said already."""
@@ -430,7 +429,8 @@ class _Attempts:
         """Make the response, or raise what the stream ended with."""
         self.response = self._complete(self._decoder.result())
         self._answer.finish()
-        self._over()
+        self._state = "over"
+        self._shared.end(self._clock)
 
     def _whole(self) -> LLMResponse[Any]:
         if self.response is None:
@@ -446,20 +446,14 @@ class _Attempts:
 
     def _stop(self) -> None:
         """End the request at the server, from wherever this is called; idempotent."""
-        if self._state == "over":
-            return
-        began = self._state == "open"
-        self._over()
+        began, self._state = self._state == "open", "over"
         if not began:
             return
+        self._shared.end(self._clock)
         if self._reading:  # the reader notices, and closes
             self._clock.interrupt("stopped")
         elif self._answer is not None:
             self._answer.close()
-
-    def _over(self) -> None:
-        self._state = "over"
-        self._shared.end(self._clock)
 
     def _failed(self, error: LLMError) -> LLMError:
         """Complete an error of this call; ``partial`` is what had come of the answer."""
@@ -641,7 +635,7 @@ class TextStream(_Attempts, Generic[T]):
     def _read_on(self) -> list[str] | None:
         while not self._decoder.over:
             texts = self._take(self._read())
-            if self._decoder.progress:
+            if texts or self._decoder.progress:
                 return texts
         self._finish()
         return None
@@ -776,7 +770,7 @@ class AsyncTextStream(_Attempts, Generic[T]):
     async def _read_on(self) -> list[str] | None:
         while not self._decoder.over:
             texts = self._take(await self._read())
-            if self._decoder.progress:
+            if texts or self._decoder.progress:
                 return texts
         self._finish()
         return None

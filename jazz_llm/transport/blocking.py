@@ -176,7 +176,8 @@ class Response:
                 self._open = False
                 self._clock.wake = None
                 self._answer.close()
-            elif self._clock.remaining() == 0.0:  # a user's own transport does not know the clock
+            elif not isinstance(self._stream, _Stream) and self._clock.remaining() == 0.0:
+                # The user's own transport does not know the clock.
                 self.close()
                 raise self._clock.failure()
             return data

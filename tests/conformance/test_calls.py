@@ -99,6 +99,18 @@ def test_a_stream(wire: Wire, colour: Colour, version: str) -> None:
     assert server.requests[0].json()["stream"] is True
 
 
+def test_text_that_was_held_back_for_a_tag_comes_out(wire: Wire, colour: Colour) -> None:
+    async def handler(_: Request, reply: Reply) -> None:
+        await begin(reply, "1 ", "<")
+        await asyncio.sleep(0.02)
+        await reply.send(b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n')
+        await reply.end()
+
+    texts, stream = colour.stream(wire.llm(wire.server(handler)))
+    assert stream.response is not None
+    assert "".join(texts) == stream.response.text == "1 <"
+
+
 def test_calls_one_after_the_other_use_one_connection(wire: Wire, colour: Colour) -> None:
     if (wire.name, colour.name) == ("stock-httpx", "async"):
         pytest.skip("the stock async transport keeps no idle connection here, see conftest.py")
@@ -284,6 +296,20 @@ def test_a_finish_reason_is_a_good_end_even_if_the_rest_never_comes(wire: Wire, 
     assert stream.response is not None
     assert stream.response.usage.estimated
     assert 0.9 < time.monotonic() - started < 1 + SLACK
+
+
+def test_comments_after_the_finish_do_not_draw_it_out(wire: Wire, colour: Colour) -> None:
+    async def pinging(_: Request, reply: Reply) -> None:
+        await begin(reply, "Hello")
+        await reply.send(b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n')
+        while True:
+            await asyncio.sleep(0.05)
+            await reply.send(b": ping\n\n")
+
+    started = time.monotonic()
+    texts, _ = colour.stream(wire.llm(wire.server(pinging)))
+    assert texts == ["Hello"]
+    assert time.monotonic() - started < 1 + SLACK
 
 
 def test_a_redirect_is_never_followed(wire: Wire, colour: Colour) -> None:
