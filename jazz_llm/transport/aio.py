@@ -13,8 +13,8 @@ import os
 import socket
 import ssl
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator
+from typing import Any, Protocol, TypeVar
 
 import httpcore
 import httpx
@@ -29,7 +29,17 @@ from .names import Origin, Proxies, parsed_url, resolve
 from .tls import TLSLayer, context_for, reason_of
 
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 Wait = Clock | float | None
+
+
+class Work(Protocol[R_co]):
+    """What can be awaited, or closed instead: a coroutine, an async generator's next step."""
+
+    def __await__(self) -> Generator[Any, Any, R_co]: ...
+
+    def close(self) -> None:
+        """Give it up before it has begun."""
 
 
 class Alarm:
@@ -51,8 +61,12 @@ class Alarm:
         clock.on_change = self.look
         clock.wake = lambda: _call_soon(loop, self.look)
 
-    async def guard(self, work: Awaitable[R]) -> R:
+    async def guard(self, work: Work[R]) -> R:
         """Await under the alarm; raise the clock's own failure where it rang."""
+        if self._left() == 0.0:
+            # A task that cancels itself meets that at its next suspension, which may be anywhere: so it does not begin.
+            work.close()
+            raise self._clock.failure()
         task = self._task = asyncio.current_task(self._loop)
         assert task is not None
         self._rang = False
@@ -69,7 +83,7 @@ class Alarm:
 
     def look(self) -> None:
         """Ring if it is time, else see that the timer fires in time."""
-        left = 0.0 if self._clock.reason is not None else self._clock.remaining()
+        left = self._left()
         if self._task is None or left is None or self._rang:
             return
         if left == 0.0:
@@ -84,6 +98,9 @@ class Alarm:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _left(self) -> float | None:
+        return 0.0 if self._clock.reason is not None else self._clock.remaining()
 
     def _fire(self) -> None:
         self._timer = None
