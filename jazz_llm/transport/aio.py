@@ -24,7 +24,7 @@ from ..errors import LLMClosedError, LLMConfigurationError
 from ..timing import Clock
 from . import Request
 from .blocking import READ_SIZE, RESENDS, default_limits
-from .faults import error_for, is_ours, never_processed, silence_hpack
+from .faults import error_for, never_processed, silence_hpack
 from .names import Origin, Proxies, parsed_url, resolve
 from .tls import TLSLayer, context_for, reason_of
 
@@ -58,8 +58,8 @@ class Alarm:
         self._task: asyncio.Task[Any] | None = None
         self._rang = False
         self._cancelling = 0
-        clock.on_change = self.look
-        clock.wake = lambda: _call_soon(loop, self.look)
+        clock.on_change = self._arm
+        clock.wake = lambda: _call_soon(loop, self._fire)
 
     async def guard(self, work: Work[R]) -> R:
         """Await under the alarm; raise the clock's own failure where it rang."""
@@ -71,27 +71,26 @@ class Alarm:
         assert task is not None
         self._rang = False
         self._cancelling = task.cancelling()
-        self.look()
+        self._arm()
         try:
-            return await work
+            result = await work
         except asyncio.CancelledError:
             if not self._rang or task.uncancel() > self._cancelling:
                 raise
+        except BaseException:
+            self._take_back(task)
+            raise
+        else:
+            self._take_back(task)
+            return result
         finally:
             self._task = None
         raise self._clock.failure()
 
-    def look(self) -> None:
-        """Ring if it is time, else see that the timer fires in time."""
-        left = self._left()
-        if self._task is None or left is None or self._rang:
-            return
-        if left == 0.0:
-            self._rang = True
-            self._task.cancel()
-        elif self._timer is None or self._timer.when() > self._loop.time() + left:
-            self.stop()
-            self._timer = self._loop.call_later(left, self._fire)
+    def _take_back(self, task: asyncio.Task[Any]) -> None:
+        """Take the cancellation back where the work ended in another way."""
+        if self._rang:
+            task.uncancel()
 
     def stop(self) -> None:
         """Take the timer away."""
@@ -99,12 +98,27 @@ class Alarm:
             self._timer.cancel()
             self._timer = None
 
-    def _left(self) -> float | None:
-        return 0.0 if self._clock.reason is not None else self._clock.remaining()
+    def _arm(self) -> None:
+        """See that the timer fires in time."""
+        left = self._left()
+        if self._task is None or left is None or self._rang:
+            return
+        due = self._loop.time() + left
+        if self._timer is None or self._timer.when() > due:
+            self.stop()
+            self._timer = self._loop.call_at(due, self._fire)
 
     def _fire(self) -> None:
-        self._timer = None
-        self.look()
+        """Ring if it is time; called by the loop, never by the task itself."""
+        self.stop()
+        if self._task is not None and not self._rang and self._left() == 0.0:
+            self._rang = True
+            self._task.cancel()
+        else:
+            self._arm()
+
+    def _left(self) -> float | None:
+        return 0.0 if self._clock.reason is not None else self._clock.remaining()
 
 
 class AsyncPool(httpx.AsyncBaseTransport):
@@ -126,7 +140,7 @@ class AsyncPool(httpx.AsyncBaseTransport):
                 return await alarm.guard(pool.send(request, clock, alarm))
             except Exception as fault:
                 again = resends_left > 0 and never_processed(fault, clock)
-                error = error_for(fault, clock, request.origin[1]) if is_ours(fault) else fault
+                error = error_for(fault, clock, request.origin[1], ours=self.config.async_transport is None)
             if not again:
                 break
         alarm.stop()
@@ -322,7 +336,7 @@ class AsyncResponse:
         try:
             data = await self._alarm.guard(anext(self._body, b""))
         except Exception as fault:
-            error = error_for(fault, self._clock, self._host) if is_ours(fault) else fault
+            error = error_for(fault, self._clock, self._host, ours=self._pool.config.async_transport is None)
         else:
             if not data and self._open:
                 self._over()

@@ -21,7 +21,7 @@ from ..config import Config
 from ..errors import LLMClosedError
 from ..timing import Clock
 from . import Request
-from .faults import error_for, is_ours, never_processed, silence_hpack
+from .faults import error_for, never_processed, silence_hpack
 from .names import Origin, Proxies, parsed_url, resolve
 from .tls import TLSLayer, context_for, reason_of
 
@@ -53,7 +53,7 @@ class Pool(httpx.BaseTransport):
                 return self._send(request, clock)
             except Exception as fault:
                 again = resends_left > 0 and never_processed(fault, clock)
-                error = error_for(fault, clock, request.origin[1]) if is_ours(fault) else fault
+                error = error_for(fault, clock, request.origin[1], ours=self._config.transport is None)
             if not again:
                 break
         raise error
@@ -170,7 +170,7 @@ class Response:
         try:
             data: bytes = next(self._body, b"")
         except Exception as fault:
-            error = error_for(fault, self._clock, self._host) if is_ours(fault) else fault
+            error = error_for(fault, self._clock, self._host, ours=self._pool._config.transport is None)
         else:
             if not data and self._open:
                 self._open = False

@@ -50,10 +50,16 @@ _TIMEOUTS: tuple[tuple[type[httpx.TimeoutException], Phase], ...] = (
 )
 
 
-def error_for(fault: Exception, clock: Clock, host: str) -> LLMError:
-    """Return the error that a fault below means for the call that ``clock`` belongs to."""
+def error_for(fault: Exception, clock: Clock, host: str, *, ours: bool) -> Exception:
+    """Return the error that a fault below means for the call that ``clock`` belongs to.
+
+    ``ours``: it comes out of our own pools, where whatever is not httpx's is a slip of httpcore (FAULTS.md names several);
+    out of a user's transport that is the user's own error, and returned as it is.
+    """
     if clock.reason is not None:
         return clock.failure()
+    if not ours and not isinstance(fault, httpx.HTTPError | httpx.InvalidURL | LLMError):
+        return fault
     if isinstance(fault, httpx.TimeoutException):
         return _timeout(fault, clock)
     if isinstance(fault, LLMError):
@@ -88,11 +94,6 @@ def never_processed(fault: Exception, clock: Clock) -> bool:
     if _reset_code(fault) == _REFUSED_STREAM or _goaway_last_id(fault) == 0:
         return True
     return isinstance(fault, httpx.NetworkError | httpx.RemoteProtocolError) and not clock.sent
-
-
-def is_ours(fault: Exception) -> bool:
-    """Say whether a fault is of the connection; anything else is a bug, or an error of the user's own transport."""
-    return isinstance(fault, httpx.HTTPError | httpx.InvalidURL | ImportError | LLMError)
 
 
 def _timeout(fault: httpx.TimeoutException, clock: Clock) -> LLMError:

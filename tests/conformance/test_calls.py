@@ -116,16 +116,22 @@ def test_calls_one_after_the_other_use_one_connection(wire: Wire, colour: Colour
         pytest.skip("the stock async transport keeps no idle connection here, see conftest.py")
     server = wire.server()
     llm = wire.llm(server)
+
+    def settle() -> None:
+        server.wait_for(lambda s: s.live == 0)  # the end of the message is sent
+
     if colour.name == "sync":
         for _ in range(3):
-            colour.generate(llm)
-            colour.stream(llm)
+            llm.generate("hi")
+            llm.stream("hi").finish()
+            settle()
     else:
 
         async def several() -> None:
             for _ in range(3):
                 await llm.agenerate("hi")
                 await llm.astream("hi").finish()
+                await asyncio.to_thread(settle)
 
         asyncio.run(several())
     assert {request.connection for request in server.requests} == {1}

@@ -406,3 +406,34 @@ def test_a_loop_without_readiness(authority: Authority) -> None:
 
         with asyncio.Runner(loop_factory=NoReadiness) as runner:
             runner.run(main())
+
+
+@pytest.mark.parametrize("delays", range(12))
+def test_an_interrupt_at_any_moment_never_leaks_a_cancellation(delays: int) -> None:
+    """The alarm cancels the task that waits; that must never reach the caller as a cancellation, nor stay pending."""
+
+    async def hold(_: Request, reply: Reply) -> None:
+        await reply.start(200, {"content-type": "text/event-stream"})
+        await reply.send(b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n')
+        await reply.cancelled()
+
+    async def main(url: str) -> None:
+        async with OpenAICompatibleLLM("m", base_url=url, http2="prior_knowledge") as llm:
+            for _ in range(20):
+                stream = llm.astream("hi")
+                reader = asyncio.create_task(read(stream))
+                for _ in range(delays):
+                    await asyncio.sleep(0)
+                await stream.aclose()
+                assert await asyncio.wait_for(reader, 5) == 0
+
+    async def read(stream: Any) -> int:
+        async for _ in stream:
+            pass
+        task = asyncio.current_task()
+        assert task is not None
+        await asyncio.sleep(0)
+        return task.cancelling()
+
+    with FakeServer(hold) as server:
+        asyncio.run(main(server.url))

@@ -18,7 +18,7 @@ from jazz_llm import (
     LLMTimeoutError,
 )
 from jazz_llm.timing import Clock, Timeouts
-from jazz_llm.transport.faults import error_for, is_ours, never_processed, silence_hpack
+from jazz_llm.transport.faults import error_for, never_processed, silence_hpack
 
 OF_HTTPX = [value for value in vars(httpx).values() if inspect.isclass(value) and issubclass(value, httpx.TransportError)]
 
@@ -33,8 +33,7 @@ def clock(*, sent: bool = True, answering: bool = False) -> Clock:
 @pytest.mark.parametrize("kind", OF_HTTPX, ids=lambda kind: kind.__name__)
 def test_every_transport_exception_is_mapped(kind: type[httpx.TransportError], answering: bool) -> None:
     fault = kind("what went wrong")
-    assert is_ours(fault)
-    error = error_for(fault, clock(answering=answering), "host")
+    error = error_for(fault, clock(answering=answering), "host", ours=False)
     assert isinstance(error, LLMError)
     assert (error.__cause__, error.__context__) == (None, None)
 
@@ -69,20 +68,26 @@ CASES = [
 
 @pytest.mark.parametrize(("fault", "state", "cls", "details"), CASES)
 def test_what_a_fault_means(fault: Exception, state: dict, cls: type[LLMError], details: dict) -> None:
-    error = error_for(fault, clock(**state), "host")
+    error = error_for(fault, clock(**state), "host", ours=True)
     assert type(error) is cls
     assert {name: getattr(error, name) for name in details} == details
 
 
+def test_a_slip_of_httpcore_is_a_lost_connection_and_a_users_own_error_stays() -> None:
+    slip = ValueError("semaphore released too many times")
+    assert type(error_for(slip, clock(), "host", ours=True)) is LLMConnectionError
+    assert error_for(slip, clock(), "host", ours=False) is slip
+
+
 def test_a_reset_is_named() -> None:
     fault = httpx.RemoteProtocolError("<StreamReset stream_id:1, error_code:2, remote_reset:True>")
-    assert "INTERNAL_ERROR" in str(error_for(fault, clock(answering=True), "host"))
+    assert "INTERNAL_ERROR" in str(error_for(fault, clock(answering=True), "host", ours=True))
 
 
 def test_a_call_that_was_interrupted_says_so_whatever_broke() -> None:
     interrupted = clock()
     interrupted.interrupt("closed")
-    assert isinstance(error_for(httpx.ReadError("closed"), interrupted, "host"), LLMClosedError)
+    assert isinstance(error_for(httpx.ReadError("closed"), interrupted, "host", ours=True), LLMClosedError)
 
 
 @pytest.mark.parametrize(
