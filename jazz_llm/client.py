@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, Unpack, overload
 
-from .config import POOL_ARGUMENTS, ApiKey, Config, Secret, configure, hide_key
+from .config import POOL_ARGUMENTS, ApiKey, Config, Secret, configure, hide_key, warn_of_risks
 from .errors import LLMCapabilityError, LLMClosedError, LLMConfigurationError, LLMError
 from .mock import MockAnswers, MockResponse
 from .request import Call, ask_key, ask_key_async, endpoint_of, headers_of, prepare
@@ -98,6 +98,7 @@ class OpenAICompatibleLLM:
         arguments = {**locals(), "api_key": hide_key(api_key)}
         del arguments["self"], api_key
         self._config = configure(arguments)
+        warn_of_risks(self._config)
         self._shared = _Shared(self._config)
         self._owns = True
         self._closed = False
@@ -296,24 +297,31 @@ class _Shared:
                 clock.interrupt("closed")
 
     def close(self) -> None:
-        """Close both pools."""
+        """Close both pools, and a sync transport of the user's."""
+        self._close_sockets()
+        if self._config.transport is not None:
+            self._config.transport.close()
+
+    async def aclose(self) -> None:
+        """Close both pools, and the user's transports, and see the running loop's part of it through."""
+        self.close()
+        if self._apool is not None:
+            await self._apool.aclose()
+        if self._config.async_transport is not None:
+            await self._config.async_transport.aclose()
+
+    def _close_sockets(self) -> None:
         self.closed = True
         for pool in (self._pool, self._apool):
             if pool is not None:
                 pool.close()
 
-    async def aclose(self) -> None:
-        """Close both pools and see the running loop's part of it through."""
-        self.close()
-        if self._apool is not None:
-            await self._apool.aclose()
-
     def __del__(self) -> None:
         # Nobody can close these pools any more: do it quietly, before their sockets complain one by one.
-        self.close()
+        self._close_sockets()
 
 
-class _Attempts:
+class _StreamState:
     """What a stream of either colour keeps while it runs, and all that it does without waiting."""
 
     response: LLMResponse[Any] | None
@@ -335,7 +343,7 @@ class _Attempts:
         self._first_content: float | None = None
         self._key = Secret(None)  # of the attempt under way, to take it out of what the server says
 
-    def _take_once(self) -> None:
+    def _claim_iteration(self) -> None:
         if self._taken:
             raise RuntimeError("A stream can be read once.")
         self._taken = True
@@ -392,7 +400,7 @@ class _Attempts:
         texts, self._texts = self._texts, None
         return texts if self._state == "open" or self.response is not None else None
 
-    def _take_turn(self) -> bool:
+    def _claim_read(self) -> bool:
         """Begin to read on; False where there is nothing more."""
         if self._state == "over":
             return False
@@ -406,7 +414,7 @@ class _Attempts:
             self._clock.content()
         return True
 
-    def _take(self, data: bytes) -> list[str]:
+    def _decode(self, data: bytes) -> list[str]:
         """Decode one read, and tell the clock what it means for the next."""
         decoder = self._decoder
         was_finished = decoder.finished
@@ -469,7 +477,8 @@ class _Attempts:
     def _status_error(self, body: bytes) -> LLMError:
         answer, config = self._answer, self._call.config
         name = config.provider.name if config.provider else None
-        return error_from(answer.status, answer.headers, body, provider=name, statuses=config.retry.statuses)
+        url = endpoint_of(self._call.url)
+        return error_from(answer.status, answer.headers, body, provider=name, statuses=config.retry.statuses, url=url)
 
     def _complete(self, response: LLMResponse[Any]) -> LLMResponse[Any]:
         """Add what only the driver knows: times, headers, attempts."""
@@ -513,7 +522,7 @@ def aprimed(cursor: AsyncGenerator[str]) -> AsyncGenerator[str]:
     return cursor
 
 
-class TextStream(_Attempts, Generic[T]):
+class TextStream(_StreamState, Generic[T]):
     """Text as it comes: ``for text in stream`` or ``with stream``. Leaving early ends the request at the server.
 
     ``response`` is the whole answer once the stream has ended, and None until then.
@@ -522,7 +531,7 @@ class TextStream(_Attempts, Generic[T]):
     response: LLMResponse[T] | None
 
     def __iter__(self) -> Iterator[str]:
-        self._take_once()
+        self._claim_iteration()
         return primed(self._cursor())
 
     def __enter__(self) -> Self:
@@ -535,6 +544,7 @@ class TextStream(_Attempts, Generic[T]):
     def finish(self) -> LLMResponse[T]:
         """Read to the end and return the whole answer."""
         self._open()
+        self._texts = None  # an iteration that begins after this has nothing left to give
         while self._more() is not None:
             pass
         return self._whole()
@@ -617,7 +627,7 @@ class TextStream(_Attempts, Generic[T]):
 
     def _more(self) -> list[str] | None:
         """Read until there is something new; None at the end."""
-        if not self._take_turn():
+        if not self._claim_read():
             return None
         try:
             texts = self._read_on()
@@ -634,7 +644,7 @@ class TextStream(_Attempts, Generic[T]):
 
     def _read_on(self) -> list[str] | None:
         while not self._decoder.over:
-            texts = self._take(self._read())
+            texts = self._decode(self._read())
             if texts or self._decoder.progress:
                 return texts
         self._finish()
@@ -648,7 +658,7 @@ class TextStream(_Attempts, Generic[T]):
         return data
 
 
-class AsyncTextStream(_Attempts, Generic[T]):
+class AsyncTextStream(_StreamState, Generic[T]):
     """Text as it comes: ``async for text in stream`` or ``async with stream``. Leaving early ends the request at the server.
 
     ``response`` is the whole answer once the stream has ended, and None until then.
@@ -657,7 +667,7 @@ class AsyncTextStream(_Attempts, Generic[T]):
     response: LLMResponse[T] | None
 
     def __aiter__(self) -> AsyncIterator[str]:
-        self._take_once()
+        self._claim_iteration()
         return aprimed(self._cursor())
 
     async def __aenter__(self) -> Self:
@@ -670,6 +680,7 @@ class AsyncTextStream(_Attempts, Generic[T]):
     async def finish(self) -> LLMResponse[T]:
         """Read to the end and return the whole answer."""
         await self._open()
+        self._texts = None  # an iteration that begins after this has nothing left to give
         while await self._more() is not None:
             pass
         return self._whole()
@@ -752,7 +763,7 @@ class AsyncTextStream(_Attempts, Generic[T]):
 
     async def _more(self) -> list[str] | None:
         """Read until there is something new; None at the end."""
-        if not self._take_turn():
+        if not self._claim_read():
             return None
         try:
             texts = await self._read_on()
@@ -769,7 +780,7 @@ class AsyncTextStream(_Attempts, Generic[T]):
 
     async def _read_on(self) -> list[str] | None:
         while not self._decoder.over:
-            texts = self._take(await self._read())
+            texts = self._decode(await self._read())
             if texts or self._decoder.progress:
                 return texts
         self._finish()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import SplitResult, urlencode, urlsplit
 
 from .errors import LLMConfigurationError, LLMError, LLMInvalidRequestError
-from .providers import BY_NAME, Provider, provider_of_host
+from .providers import BY_NAME, DEFAULT, Provider, provider_of_host
 from .retry import RetryPolicy
 from .timing import Timeouts
 
@@ -32,6 +32,8 @@ POOL_ARGUMENTS = ("verify", "cert", "http2", "limits", "proxy", "transport", "as
 _KEY = re.compile(r"[\x21-\x7e]+")
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2: token
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
+# What says where a message ends and whom it is for: never the caller's.
+_FRAMING = frozenset({"content-length", "transfer-encoding", "connection", "host", "upgrade", "te", "expect"})
 _VERSION = re.compile(r"v\d+(?:(?:alpha|beta)\d*)?")
 
 
@@ -74,11 +76,7 @@ def configure(arguments: dict[str, Any]) -> Config:
     base = _base_url(arguments["base_url"], provider)
     host = base.hostname or ""
     provider = provider or provider_of_host(host)
-    if arguments["verify"] is False:
-        warnings.warn("verify=False: any server can pose as this one and read the key.", stacklevel=4)
     api_key, hint = _api_key(arguments, base, provider)
-    if api_key is not None and base.scheme == "http" and not is_loopback(host):
-        warnings.warn(f"The key goes over plain http to {host}: anybody on the way can read it.", stacklevel=4)
     return Config(
         arguments=arguments,
         model=_text("model", arguments["model"]),
@@ -105,6 +103,15 @@ def configure(arguments: dict[str, Any]) -> Config:
         chat_template_kwargs=check_mapping("chat_template_kwargs", arguments["chat_template_kwargs"]),
         extra_body=check_mapping("extra_body", arguments["extra_body"]) or {},
     )
+
+
+def warn_of_risks(config: Config) -> None:
+    """Warn, in the name of the constructor's caller, of what lets others read the key."""
+    scheme, host, _ = config.origin
+    if config.verify is False:
+        warnings.warn("verify=False: any server can pose as this one and read the key.", stacklevel=3)
+    if config.api_key is not None and scheme == "http" and not is_loopback(host):
+        warnings.warn(f"The key goes over plain http to {host}: anybody on the way can read it.", stacklevel=3)
 
 
 def is_loopback(host: str) -> bool:
@@ -178,6 +185,8 @@ def check_headers(name: str, headers: object) -> dict[str, str]:
             raise LLMConfigurationError(f"{name}: {field!r} is not a header name.")
         if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
             raise LLMConfigurationError(f"{name}: the value of {field!r} must be printable ASCII text on one line.")
+        if field.lower() in _FRAMING:
+            raise LLMConfigurationError(f"{name}: {field!r} is the connection's own business and cannot be set.")
     return checked
 
 
@@ -193,7 +202,8 @@ def check_mapping(name: str, value: object) -> dict[str, Any] | None:
 def check_count(name: str, value: object, least: int, most: int, error: type[LLMError] = LLMConfigurationError) -> int:
     """Return a whole number within its bounds."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise error(f"{name} must be a whole number from {least} to {most}, not {value!r}.")
+        bounds = f"of at least {least}" if most >= 2**53 else f"from {least} to {most}"
+        raise error(f"{name} must be a whole number {bounds}, not {value!r}.")
     return value
 
 
@@ -216,6 +226,12 @@ def check_sampling(options: dict[str, Any], error: type[LLMError] = LLMInvalidRe
     given = {name: value for name, value in options.items() if value is not None}
     for name in given.keys() & {"temperature", "top_p", "presence_penalty", "frequency_penalty"}:
         _number(name, given[name], error)
+    for name in given.keys() & {"user", "reasoning_effort", "mock_response"}:
+        if not isinstance(given[name], str):
+            raise error(f"{name} must be text, not {given[name]!r}.")
+    for name in given.keys() & {"logprobs", "parallel_tool_calls"}:
+        if not isinstance(given[name], bool):
+            raise error(f"{name} must be True or False, not {given[name]!r}.")
     for name in given.keys() & {"max_tokens", "max_completion_tokens", "n"}:
         check_count(name, given[name], 1, 2**53, error)
     for name in given.keys() & {"seed", "top_logprobs"}:
@@ -280,7 +296,7 @@ def _base_url(given: object, provider: Provider | None) -> SplitResult:
         given, name = provider.base_url, f"base_url of provider {provider.name!r}"
     elif given is None:
         variable = os.environ.get("OPENAI_BASE_URL") or None
-        given, name = variable or BY_NAME["openai"].base_url, "OPENAI_BASE_URL" if variable else name
+        given, name = variable or DEFAULT.base_url, "OPENAI_BASE_URL" if variable else name
     if not isinstance(given, str) or not given:
         raise LLMConfigurationError(f"{name} must be a URL, not {given!r}.")
     if "{" in given:
@@ -335,7 +351,9 @@ def _join(path: str, tail: str) -> str:
 
 
 def _with_query(url: str, query: object) -> str:
-    checked = check_mapping("default_query", query)
+    checked = check_mapping("default_query", query) or {}
+    if not all(isinstance(part, str) and part.isprintable() for pair in checked.items() for part in pair):
+        raise LLMConfigurationError("default_query must map text to text.")
     return f"{url}?{urlencode(checked)}" if checked else url
 
 
@@ -357,7 +375,7 @@ def _api_key(
 
 def _key_variables(arguments: dict[str, Any], base: SplitResult, provider: Provider | None) -> tuple[str, ...]:
     """OPENAI_API_KEY is for OpenAI, for OPENAI_BASE_URL, or for an unknown https host: it must not leak anywhere else."""
-    if provider is not None and provider.name != "openai":
+    if provider is not None and provider is not DEFAULT:
         return provider.key_env
     from_variable = arguments["base_url"] is None and arguments["provider"] is None
     if base.scheme == "https" or (from_variable and is_loopback(base.hostname or "")):
@@ -382,8 +400,14 @@ def _http2(value: object) -> bool | Literal["prior_knowledge"]:
 
 
 def _limits(limits: Any) -> Any:
-    if limits is not None and not hasattr(limits, "max_keepalive_connections"):
+    if limits is None:
+        return None
+    if not hasattr(limits, "max_keepalive_connections"):
         raise LLMConfigurationError(f"limits must be an httpx.Limits, not {limits!r}.")
+    for name, least in (("max_connections", 1), ("max_keepalive_connections", 0), ("keepalive_expiry", 0)):
+        value = getattr(limits, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value >= least):
+            raise LLMConfigurationError(f"limits.{name} must be a number from {least}, or None, not {value!r}.")
     return limits
 
 
@@ -403,15 +427,23 @@ def _cert(cert: object) -> tuple[str, ...] | None:
         return None
     if not isinstance(parts, tuple) or not 1 <= len(parts) <= 3 or not all(isinstance(part, str) for part in parts):
         raise LLMConfigurationError("cert must be the path of a PEM file or (certificate, key[, password]).")
+    missing = next((path for path in parts[:2] if not os.path.exists(path)), None)
+    if missing is not None:
+        raise LLMConfigurationError(f"cert: there is no file {missing!r}.")
     return parts
 
 
 def _proxy(proxy: object) -> str | None:
     if proxy is None:
         return None
-    if not isinstance(proxy, str) or not re.match(r"(https?|socks5h?)://[^/\s]+", proxy):
+    try:
+        url = urlsplit(proxy) if isinstance(proxy, str) and _KEY.fullmatch(proxy) else None
+        right = url is not None and url.scheme in ("http", "https", "socks5", "socks5h") and url.hostname and url.port != 0
+    except ValueError:
+        right = False
+    if not right:
         raise LLMConfigurationError("proxy must be a URL that starts with http://, https:// or socks5:// and a host.")
-    return proxy
+    return str(proxy)
 
 
 def _transport(name: str, transport: Any, method: str) -> Any:

@@ -168,6 +168,7 @@ PROVIDERS: tuple[Provider, ...] = (
 )
 
 BY_NAME = {row.name: row for row in PROVIDERS}
+DEFAULT = BY_NAME["openai"]  # where calls go that name no other place
 
 
 def provider_of_host(host: str) -> Provider | None:

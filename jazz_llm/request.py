@@ -91,8 +91,6 @@ def prepare(config: Config, messages: Any, options: Mapping[str, Any], *, stream
 def headers_of(call: Call, key: str | None) -> list[tuple[str, str]]:
     """Make the headers of one attempt; what the user gave wins, whatever its case."""
     config = call.config
-    if key is None and config.key_hint and "authorization" not in map(str.lower, config.default_headers):
-        raise LLMAuthenticationError(config.key_hint)
     merged = {
         "accept": "text/event-stream" if call.streams else "application/json",
         "accept-encoding": "identity",
@@ -103,6 +101,8 @@ def headers_of(call: Call, key: str | None) -> list[tuple[str, str]]:
         merged |= authorization(config, key)
     for extra in (config.default_headers, call.extra_headers):
         merged |= {name.lower(): value for name, value in extra.items()}
+    if key is None and config.key_hint and not merged.keys() & {"authorization", *authorization(config, "")}:
+        raise LLMAuthenticationError(config.key_hint)
     return list(merged.items())
 
 
@@ -160,8 +160,11 @@ def _message(where: str, message: Any) -> dict[str, Any]:
         )
     _check_role(where, wire)
     _check_content(where, wire)
-    if wire.get("tool_calls"):
-        wire["tool_calls"] = [_tool_call(call) for call in wire["tool_calls"]]
+    calls = wire.get("tool_calls")
+    if calls:
+        if not isinstance(calls, list | tuple):
+            raise LLMInvalidRequestError(f"{where}.tool_calls must be a list, not {type(calls).__name__}.")
+        wire["tool_calls"] = [_tool_call(where, call) for call in calls]
     return wire
 
 
@@ -187,10 +190,19 @@ def _check_content(where: str, wire: dict[str, Any]) -> None:
         raise LLMInvalidRequestError(f"{where}.content: every part must be a dict such as {{'type': 'text', 'text': ...}}.")
 
 
-def _tool_call(call: Any) -> Any:
+def _tool_call(where: str, call: Any) -> Any:
     if not isinstance(call, ToolCall):
         return call
-    arguments = call.raw_arguments or orjson.dumps(call.arguments).decode()
+    try:
+        arguments = call.raw_arguments or orjson.dumps(call.arguments, default=_plain).decode()
+    except (TypeError, ValueError, RecursionError) as error:
+        reason = str(error)
+    else:
+        return _wire_call(call, arguments)
+    raise LLMInvalidRequestError(f"{where}.tool_calls: the arguments of {call.name!r} cannot be sent as JSON: {reason}.")
+
+
+def _wire_call(call: ToolCall, arguments: str) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}, **call.extra}
 
 
@@ -207,16 +219,17 @@ def _body(config: Config, messages: list[dict[str, Any]], options: Mapping[str, 
     sampling = check_sampling({name: given.get(name) for name in _SENT})
     _check_tools(sampling)
     body |= sampling
+    stream_options = check_mapping("stream_options", options.get("stream_options"))
     if streams:
         body["stream"] = True
-        _stream_options(body, config, options.get("stream_options"))
+        _stream_options(body, config, stream_options)
     extra = check_mapping("extra_body", options.get("extra_body")) or {}
     return {**body, **config.extra_body, **extra}
 
 
 def _stream_options(body: dict[str, Any], config: Config, given: Mapping[str, Any] | None) -> None:
     takes = config.provider is None or config.provider.stream_options
-    options = {**({"include_usage": True} if takes else {}), **(check_mapping("stream_options", given) or {})}
+    options = {**({"include_usage": True} if takes else {}), **(given or {})}
     if options:
         body["stream_options"] = options
 
@@ -257,7 +270,8 @@ def _plain(value: Any) -> Any:
 
 
 def _culprit(body: dict[str, Any], messages: list[dict[str, Any]]) -> str:
-    named = [*((f"messages[{i}]", m) for i, m in enumerate(messages)), *body.items()]
+    fields = ((name if name in _SENT else f"extra_body[{name!r}]", value) for name, value in body.items())
+    named = [*((f"messages[{i}]", m) for i, m in enumerate(messages)), *fields]
     for name, value in named:
         try:
             orjson.dumps(value, default=_plain)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -52,6 +53,11 @@ class RetryPolicy:
             raise LLMConfigurationError("RetryPolicy: initial, maximum, jitter and max_retry_after must be numbers from 0.")
         if self.jitter > 1:
             raise LLMConfigurationError("RetryPolicy: jitter is a part of the wait, so at most 1.")
+        statuses: object = self.statuses  # whatever was given, in spite of the annotation
+        if isinstance(statuses, str) or not isinstance(statuses, Iterable) or not all(isinstance(s, int) for s in statuses):
+            raise LLMConfigurationError("RetryPolicy: statuses must be a set of status codes such as {429, 503}.")
+        if not isinstance(self.ambiguous, bool) or not isinstance(self.budget, bool):
+            raise LLMConfigurationError("RetryPolicy: ambiguous and budget must be True or False.")
         object.__setattr__(self, "statuses", frozenset(self.statuses))
 
     def wait(self, retries_so_far: int, error: LLMError) -> float:
@@ -105,6 +111,7 @@ class Retries:
         """Wait and try again until an attempt succeeds or must not be repeated; ``first`` is the failure that led here."""
         import tenacity
 
+        # tenacity counts and waits after a failure that it saw itself: its first attempt fails as ours did.
         pending = [first]
 
         def again() -> R:
@@ -131,7 +138,7 @@ class Retries:
         return {
             "sleep": sleep,
             "wait": self._wait,
-            "stop": self._stop,
+            "stop": self._give_up_or_pay,
             "retry": self._retry,
             "reraise": True,
         }
@@ -144,8 +151,8 @@ class Retries:
         error = _failure(state)
         return 0.0 if error is None else self.policy.wait(self.made, error)
 
-    def _stop(self, state: tenacity.RetryCallState) -> bool:
-        """Stop before a wait that is too long, past the deadline, or not paid for."""
+    def _give_up_or_pay(self, state: tenacity.RetryCallState) -> bool:
+        """Stop before a wait that is too long, past the deadline, or not paid for; else pay for one more retry."""
         error, wait, left = _failure(state), state.upcoming_sleep, self.left_of_call()
         if self.made >= self.max_retries or wait > self.policy.max_retry_after or (left is not None and wait >= left):
             return True

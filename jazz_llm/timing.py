@@ -38,8 +38,9 @@ class Timeouts:
 class Clock:
     """The one deadline that counts now, and the reason to stop before it.
 
-    ``until`` is a time of ``time.monotonic`` or None. ``on_change`` is told when it moves; ``wake`` ends the wait under way.
-    Both are set by the driver that waits.
+    ``until`` is a time of ``time.monotonic`` or None. ``sent`` says whether a byte of the request went out, ``answering``
+    whether the answer's head has come; the transport sets both. ``on_change`` is told when ``until`` moves, ``on_start`` once
+    when a connection is found, and ``wake`` ends the wait under way; the driver that waits sets the three.
     """
 
     __slots__ = (
@@ -59,6 +60,7 @@ class Clock:
     def __init__(self, timeouts: Timeouts, *, streams: bool) -> None:
         self.timeouts = timeouts
         self._streams = streams
+        self.until: float | None = None
         self.phase: Phase = "pool"
         self._ends = None if timeouts.deadline is None else time.monotonic() + timeouts.deadline
         self.reason: Reason | None = None
@@ -67,12 +69,12 @@ class Clock:
         self.on_start: Callable[[], object] | None = None
         self.begin()
 
-    def begin(self, *, knows_it: bool = True) -> None:
-        """Start a new try; ``knows_it``: the transport tells this clock of its phases (a user's own does not)."""
-        self.sent = not knows_it  # whether a byte of the request went out
+    def begin(self, *, transport_reports: bool = True) -> None:
+        """Start a new try; ``transport_reports``: the transport tells this clock of its phases (a user's own does not)."""
+        self.sent = not transport_reports  # whether a byte of the request went out
         self.answering = False  # whether the answer's head is there: writes are then the connection's own affair
         self._enter("pool")
-        if not knows_it:
+        if not transport_reports:
             self.waiting()
 
     def started(self) -> None:
@@ -105,6 +107,14 @@ class Clock:
         """Start the short wait for what follows a finish_reason."""
         self.phase = "between_tokens"
         self._set(time.monotonic() + TAIL_SECONDS)
+
+    def do_not_wait(self) -> None:
+        """Let the reads that follow take only what is there."""
+        self.until = 0.0
+
+    def may_wait(self) -> bool:
+        """Say whether reads may wait at all."""
+        return self.until != 0.0
 
     def remaining(self) -> float | None:
         """Return the seconds left for the wait under way (0.0 where there are none), None for no limit."""

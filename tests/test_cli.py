@@ -79,6 +79,8 @@ def test_the_key_is_taken_from_the_environment(server: FakeServer) -> None:
         (["--base-url", "http://127.0.0.1:1", "-m", "m", "hi"], 1, "No connection to 127.0.0.1"),
         (["--local", "-m", "/no/such/model.gguf", "hi"], 1, "model.gguf"),
         (["--base-url", "http://localhost:9", "-m", "m", "--temperature", "nan", "hi"], 1, "temperature"),
+        (["--local", "-m", "smollm2", "hi"], 2, "-m is the path of a .gguf file"),
+        (["--base-url", "http://localhost:9", "-m", "m", "--max-tokens", "0", "hi"], 1, "of at least 1"),
         (["--nonsense"], 2, "--nonsense"),
     ],
 )
@@ -136,6 +138,35 @@ def test_a_reader_that_goes_away_is_no_crash() -> None:
             child.stdout.close()
             assert child.stderr.read() == b""
     assert child.returncode == 1
+
+
+def test_a_warning_is_one_line_too(server: FakeServer) -> None:
+    done = run("--base-url", "http://192.0.2.1:9", "-m", "m", "--api-key", "sk-1", "hi", DEBUG_MOCK_RESPONSES='["fine"]')
+    assert (done.returncode, done.stdout) == (0, "fine\n")
+    assert done.stderr == "jazz-llm: The key goes over plain http to 192.0.2.1: anybody on the way can read it.\n"
+
+
+def test_bytes_that_are_no_text_are_asked_all_the_same(server: FakeServer) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command("--base-url", server.url, "-m", "m"), input=b"caf\xe9", capture_output=True, timeout=30, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert server.requests[0].json()["messages"][0]["content"] == "caf\ufffd"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has /dev/full")
+def test_a_full_disk_is_one_line(server: FakeServer) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command("--base-url", server.url, "-m", "m", "hi"), stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, timeout=30, check=False)
+    assert done.returncode == 1
+    assert b"No space left" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_without_arguments_the_help_is_shown_as_it_is() -> None:
+    done = subprocess.run([sys.executable, "-m", "jazz_llm"], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Usage: jazz-llm")
+    assert done.stderr.count("\n") > 5
 
 
 def test_version_and_help() -> None:

@@ -127,6 +127,7 @@ def test_a_key_over_plain_http_to_a_strange_host_warns_once() -> None:
     assert len(caught) == 1
     assert "sk-secret" not in str(caught[0].message)
     assert caught[0].filename == __file__
+    assert caught[0].lineno == key_of.__code__.co_firstlineno + 1
 
 
 def test_no_verification_warns() -> None:
@@ -151,13 +152,13 @@ BAD: list[tuple[str, Any]] = [
     *(("seed", value) for value in (1.5, "1", 2**64)),
     *(("stop", value) for value in (5, [1], {"a": 1}, b"x")),
     *(("http2", value) for value in (None, 1, "yes")),
-    *(("limits", value) for value in (5, "many")),
+    *(("limits", value) for value in (5, "many", httpx.Limits(max_connections=-1), httpx.Limits(max_connections=0))),
     *(("verify", value) for value in (None, 1, "/no/such/file")),
-    *(("cert", value) for value in (5, (), (1, 2), ["a"])),
-    *(("proxy", value) for value in ("", "localhost:3128", "ftp://p", 5)),
+    *(("cert", value) for value in (5, (), (1, 2), ["a"], "/no/such.pem")),
+    *(("proxy", value) for value in ("", "localhost:3128", "ftp://p", 5, "http://host:99999", "http://")),
     *((name, value) for name in ("max_response_bytes", "max_event_bytes") for value in (0, -1, 1.5, True)),
-    *(("default_headers", value) for value in (5, {"a b": "c"}, {"a": "b\r\nc: d"}, {"a": "\0"}, {"": "x"}, {"a": 5}, {5: "a"})),
-    *(("default_query", value) for value in (5, "a=b")),
+    *(("default_headers", value) for value in (5, {"a b": "c"}, {"a": "b\r\nc: d"}, {"a": "\0"}, {"": "x"}, {"a": 5}, {5: "a"}, {"Host": "x"})),
+    *(("default_query", value) for value in (5, "a=b", {"a": "\ud800"}, {"a": None}, {"a": ["x"]})),
     *(("provider", value) for value in ("nonsense", 5)),
     *((name, value) for name in ("chat_template_kwargs", "extra_body") for value in (5, [1], {5: 1})),
     *((name, object()) for name in ("transport", "async_transport")),
@@ -189,6 +190,18 @@ def test_a_timeout_of_httpx_is_taken_apart() -> None:
 def test_a_bad_retry_policy_is_refused(field: str, value: Any) -> None:
     with pytest.raises(LLMConfigurationError, match="RetryPolicy"):
         RetryPolicy(**{field: value})
+
+
+@pytest.mark.parametrize("change", [{"statuses": 429}, {"statuses": "ab"}, {"ambiguous": "no"}, {"budget": 3}], ids=repr)
+def test_the_other_fields_of_a_retry_policy_are_checked_too(change: dict[str, Any]) -> None:
+    with pytest.raises(LLMConfigurationError, match=next(iter(change))):
+        RetryPolicy(**change)
+
+
+def test_a_copy_does_not_warn_again() -> None:
+    with pytest.warns(UserWarning, match="plain http"):
+        llm = OpenAICompatibleLLM("m", "sk-1", "http://llm.example.com")
+    llm.with_options(temperature=0.5)  # a warning is an error here
 
 
 def test_an_unknown_provider_gets_a_hint() -> None:

@@ -7,12 +7,14 @@ import contextlib
 import copy
 import gc
 import pickle
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 
 from jazz_llm import LLMClosedError, LLMConfigurationError, LLMTimeoutError, OpenAICompatibleLLM
@@ -51,6 +53,9 @@ def make(server: FakeServer, **arguments: Any) -> OpenAICompatibleLLM:
 async def holding(request: Request, reply: Reply) -> None:
     """Answer; hold a stream open after its first text where the message asks for it."""
     body = request.json()
+    if body["messages"][0]["content"] == "slow":
+        await reply.sse(["a", "b"], delay=0.05)
+        return
     if body["messages"][0]["content"] != "hold":
         await (reply.sse(["a", "b"]) if body.get("stream") else reply.text("ab"))
         return
@@ -321,7 +326,87 @@ def test_finish_inside_the_loop_reads_the_rest(server: FakeServer) -> None:
         assert stream.finish() is stream.response
 
 
+def test_finish_before_the_loop_leaves_nothing_to_iterate(server: FakeServer) -> None:
+    with make(server) as llm:
+        stream = llm.stream("hi")
+        assert stream.finish().text == "ab"
+        assert list(stream) == []
+
+
+def test_a_deadline_that_passed_in_the_callers_time_counts(colour: Sync | Async, server: FakeServer) -> None:
+    """Also where the rest of the text has arrived meanwhile; and no cancellation may be left behind."""
+    with make(server, deadline=0.2) as llm:
+        if colour.name == "sync":
+            with pytest.raises(LLMTimeoutError):
+                for _ in llm.stream("slow"):
+                    time.sleep(0.3)
+        else:
+
+            async def main() -> None:
+                with pytest.raises(LLMTimeoutError):
+                    async for _ in llm.astream("slow"):
+                        time.sleep(0.3)  # noqa: ASYNC251  # the caller blocks the loop: that is the point
+                await asyncio.sleep(0.01)
+                task = asyncio.current_task()
+                assert task is not None
+                assert task.cancelling() == 0
+
+            asyncio.run(main())
+
+
+def test_closing_wakes_a_sync_call_that_waits_for_a_connection(server: FakeServer) -> None:
+    llm = make(server, limits=httpx.Limits(max_connections=1, max_keepalive_connections=1), timeout=30)
+    with llm.stream("hold"), ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(llm.generate, "hi")
+        while not llm._shared._calls or len(llm._shared._calls) < 2:
+            time.sleep(0.01)
+        started = time.monotonic()
+        llm.close()
+        assert isinstance(waiting.exception(10), LLMClosedError)
+        assert time.monotonic() - started < 2
+
+
+def test_a_cancelled_call_leaves_no_timer(server: FakeServer) -> None:
+    async def main() -> None:
+        async with make(server, timeout=30) as llm:
+            task = asyncio.create_task(llm.agenerate("hold"))
+            await asyncio.to_thread(server.wait_for, lambda s: s.live == 1)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            timers = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+            assert not [timer for timer in timers if not timer.cancelled()]
+
+    asyncio.run(main())
+
+
+def test_a_transport_of_the_users_outlives_a_collected_instance() -> None:
+    closed: list[str] = []
+
+    class Transport(httpx.MockTransport):
+        def close(self) -> None:
+            closed.append("closed")
+
+    transport = Transport(lambda _: httpx.Response(500))
+    llm = OpenAICompatibleLLM("m", base_url="http://localhost", transport=transport)
+    del llm
+    gc.collect()
+    assert closed == []
+    OpenAICompatibleLLM("m", base_url="http://localhost", transport=transport).close()
+    assert closed == ["closed"]
+
+
 # --- threads and loops
+
+
+def test_many_loops_at_once_share_one_instance(server: FakeServer) -> None:
+    with make(server) as llm, ThreadPoolExecutor(8) as threads:
+        old = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        try:
+            texts = list(threads.map(lambda _: asyncio.run(llm.agenerate("hi")).text, range(80)))
+        finally:
+            sys.setswitchinterval(old)
+    assert texts == ["ab"] * 80
 
 
 def test_one_instance_serves_loops_one_after_the_other_and_at_once(server: FakeServer) -> None:

@@ -103,6 +103,8 @@ BAD_MESSAGES = {
     "lone surrogate in a part": [{"role": "user", "content": [{"type": "text", "text": "\udfff"}]}],
     "cyclic": cyclic(),
     "not JSON": [{"role": "user", "content": [{"type": "text", "text": object()}]}],
+    "tool calls that are no list": [{"role": "assistant", "tool_calls": 5}],
+    "arguments that are not JSON": [Message.assistant(None, [ToolCall("c", "f", {"a": object()})])],
     "tool without id": [{"role": "tool", "content": "x"}],
 }
 
@@ -162,10 +164,15 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[LLMError], str]] = [
     ({"max_tokens": 0}, LLMInvalidRequestError, "max_tokens"),
     ({"max_tokens": 1.5}, LLMInvalidRequestError, "max_tokens"),
     ({"n": 0}, LLMInvalidRequestError, "n "),
+    ({"logprobs": "yes"}, LLMInvalidRequestError, "logprobs"),
+    ({"user": 3}, LLMInvalidRequestError, "user"),
+    ({"reasoning_effort": 3}, LLMInvalidRequestError, "reasoning_effort"),
+    ({"stream_options": 3}, LLMConfigurationError, "stream_options"),
+    ({"extra_headers": {"Content-Length": "5"}}, LLMConfigurationError, "Content-Length"),
     ({"model": ""}, LLMInvalidRequestError, "model"),
     ({"tools": 5}, LLMInvalidRequestError, "tools"),
     ({"tools": [len]}, LLMCapabilityError, "tools"),
-    ({"extra_body": {"x": 2**70}}, LLMInvalidRequestError, "x "),
+    ({"extra_body": {"x": 2**70}}, LLMInvalidRequestError, r"extra_body\['x'\]"),
     ({"extra_body": 5}, LLMConfigurationError, "extra_body"),
     ({"extra_headers": {"a": "b\nc"}}, LLMConfigurationError, "extra_headers"),
     ({"timeout": -1}, LLMConfigurationError, "timeout"),
@@ -215,7 +222,10 @@ def test_a_missing_key_is_reported_when_it_is_needed() -> None:
     with pytest.raises(LLMAuthenticationError, match="GROQ_API_KEY"):
         headers({"provider": "groq"}, key=None)
     assert "authorization" not in headers({"base_url": "http://modelapi-service:8000"}, key=None)
-    assert headers({"default_headers": {"authorization": "Bearer x"}}, key=None)["authorization"] == "Bearer x"
+    assert headers({"default_headers": {"Authorization": "Bearer x"}}, key=None)["authorization"] == "Bearer x"
+    assert headers({}, key=None, extra_headers={"Authorization": "Bearer x"})["authorization"] == "Bearer x"
+    azure = {"base_url": "https://me.openai.azure.com/openai/v1", "default_headers": {"api-key": "x"}}
+    assert headers(azure, key=None)["api-key"] == "x"
 
 
 def test_a_key_function_is_asked_and_its_answer_checked() -> None:

@@ -436,6 +436,29 @@ def test_the_bodys_words_go_before_the_status(status: int, fields: dict[str, str
     assert type(error_from(status, {}, json.dumps({"error": fields}).encode())) is cls
 
 
+def test_a_status_of_http_is_not_overruled_by_a_number_in_the_body() -> None:
+    limited = error_from(429, {}, json.dumps({"error": {"message": "no", "code": 400}}).encode())
+    assert (type(limited), limited.status_code, limited.retryable) == (LLMRateLimitError, 429, True)
+    refused = error_from(400, {}, json.dumps({"error": {"message": "no", "code": 503}}).encode())
+    assert (type(refused), refused.retryable) == (LLMInvalidRequestError, False)
+
+
+def test_numbers_are_codes_only_where_a_code_stands() -> None:
+    assert type(error_from(500, {}, b'{"error": {"message": "upstream failed on port 1004"}}')) is LLMInternalError
+    assert type(error_from(200, {}, {"base_resp": {"status_code": 1004, "status_msg": "no"}})) is LLMAuthenticationError
+
+
+def test_an_overload_that_comes_as_429_says_so_in_its_code() -> None:
+    assert error_from(429, {}, b'{"error": {"message": "the model is overloaded"}}').code == "overloaded"
+
+
+def test_a_wrong_address_is_named() -> None:
+    url = "http://h/v2/chat/completions"
+    assert str(error_from(404, {}, b"", url=url)) == f"Not Found (HTTP 404) from {url}; check base_url and the model's name."
+    assert "points to /elsewhere" in str(error_from(307, {"location": "/elsewhere"}, b"", url=url))
+    assert url not in str(error_from(500, {}, b"", url=url))
+
+
 def test_what_an_error_carries() -> None:
     body = json.dumps({"error": {"message": "no", "type": "t", "code": 7, "param": "p"}}).encode()
     error = error_from(400, {"x-request-id": "r1"}, body + b" " * 5000, provider="groq")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 
 import click
 
@@ -27,10 +28,16 @@ app.add_command(chat)
 def run() -> int:
     """Run the command line and return its exit code."""
     try:
-        code = app.main(prog_name="jazz-llm", standalone_mode=False)
-        sys.stdout.flush()
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: _complain(str(message))
+            code = app.main(prog_name="jazz-llm", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        sys.stderr.write(f"{error.format_message()}\n")
+        return error.exit_code
     except click.ClickException as error:
-        _complain(error.format_message())
+        _complain(error.format_message() + (" (see --help)" if isinstance(error, click.NoSuchOption) else ""))
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         sys.stderr.write("\n")
@@ -38,7 +45,7 @@ def run() -> int:
     except BrokenPipeError:
         _silence_stdout()
         return 1
-    except LLMError as error:
+    except (LLMError, OSError) as error:
         _complain(str(error))
         return 1
     return code if isinstance(code, int) else 0

@@ -23,7 +23,9 @@ _CONTROLS = dict.fromkeys([*range(9), 11, 12, 13, *range(14, 32), *range(127, 16
 @click.option("--local", is_flag=True, help="Use a small model on this machine (93 MB, fetched once), or the GGUF file of -m.")
 @click.option("-m", "--model", help="Model name; with --local, the path of a GGUF file.")
 @click.option("--base-url", help="Where the API is, such as http://localhost:11434.")
-@click.option("--api-key", help="The key; better set OPENAI_API_KEY or the provider's own variable.")
+@click.option(
+    "--api-key", help="The key; better set OPENAI_API_KEY, or the variable of the provider that --base-url belongs to."
+)
 @click.option("-s", "--system", help="System message.")
 @click.option("--temperature", type=float, help="Sampling temperature.")
 @click.option("--max-tokens", type=int, help="Longest answer, in tokens.")
@@ -55,8 +57,9 @@ def chat(
 
 def _question(words: tuple[str, ...]) -> str:
     """Join what was typed and what was piped in."""
-    piped = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read().strip()
-    question = "\n\n".join(filter(None, (" ".join(words), piped)))
+    piped = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read().decode("utf-8", "replace").strip()
+    typed = " ".join(words).encode("utf-8", "replace").decode()  # bytes that are no UTF-8 come as lone surrogates
+    question = "\n\n".join(filter(None, (typed, piped)))
     if not question:
         raise click.UsageError('nothing to ask: jazz-llm chat "your question", or pipe it in.')
     return question
@@ -71,6 +74,8 @@ def _target(
             raise click.UsageError("--local and --base-url exclude each other.")
         from ..local import LocalServer
 
+        if model is not None and not model.endswith(".gguf"):
+            raise click.UsageError("with --local, -m is the path of a .gguf file; leave it out for the built-in model.")
         return model or "local", stack.enter_context(LocalServer(model))
     variables = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "DEBUG_MOCK_RESPONSES")
     if base_url is None and api_key is None and not any(os.environ.get(name) for name in variables):
@@ -100,6 +105,8 @@ def _streamed(llm: OpenAICompatibleLLM, messages: list[Message]) -> LLMResponse[
 
 
 def _write(text: str) -> None:
+    if sys.stdout is None:  # closed by the shell: >&-
+        return
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     sys.stdout.write(text.translate(_CONTROLS) if sys.stdout.isatty() else text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import http.client
 import re
 import time
 from collections.abc import Mapping
@@ -48,21 +49,21 @@ _WORDS: tuple[tuple[type[LLMStatusError], re.Pattern[str]], ...] = (
         re.compile(
             r"insufficient_quota|exceeded_current_quota_error|billing_hard_limit_reached|arrearage|budget_exceeded"
             r"|credit balance|run out of credits|spending limit|insufficient balance|allocationquota|key limit exceeded"
-            r"|\b(?:1113|1308|1008|2056)\b(?=\n)|free-models-per-day|perday"
+            r"|\A(?:1113|1308|1008|2056)\n|free-models-per-day|perday"
         ),
     ),
     (
         LLMContentFilterError,
         re.compile(
             r"content_filter|content_policy_violation|data_?inspection_?failed|moderation_blocked|invalid_prompt"
-            r"|flagged_input|input was flagged|\b(?:1301|1026|1027)\b(?=\n)"
+            r"|flagged_input|input was flagged|\A(?:1301|1026|1027)\n"
         ),
     ),
     (
         LLMAuthenticationError,
         re.compile(
             r"invalid_api_key|wrong_api_key|api_key_invalid|incorrect api key|api key not valid|check the api-key"
-            r"|\b(?:1004|2049)\b(?=\n)"
+            r"|\A(?:1004|2049)\n"
         ),
     ),
     (
@@ -72,7 +73,7 @@ _WORDS: tuple[tuple[type[LLMStatusError], re.Pattern[str]], ...] = (
             r"|no route for that uri|404 not_found"
         ),
     ),
-    (LLMRateLimitError, re.compile(r"rate limit exceeded|rate_limit|in_flight_budget|\b1002\b(?=\n)")),
+    (LLMRateLimitError, re.compile(r"rate limit exceeded|rate_limit|in_flight_budget|\A1002\n")),
     (LLMOverloadedError, re.compile(r"overloaded|temporarily unavailable|currently unavailable")),
 )
 _BY_STATUS: dict[int, type[LLMStatusError]] = {
@@ -89,7 +90,7 @@ _BY_STATUS: dict[int, type[LLMStatusError]] = {
     503: LLMOverloadedError,
     529: LLMOverloadedError,
 }
-# What a body's own words may make of a status: a 429 stays a rate limit, a 5xx does not become a wrong request.
+# What a body's own words may make of a status, where that is not left to them: every 429 is a rate limit.
 _MAY_BECOME: dict[int, tuple[type[LLMStatusError], ...]] = {429: (LLMQuotaExceededError,)}
 _REQUEST_ID = (
     "x-request-id",
@@ -196,28 +197,45 @@ def error_from(
     *,
     provider: str | None = None,
     statuses: frozenset[int] = RETRYABLE,
+    url: str = "",
     now: float | None = None,
 ) -> LLMStatusError:
-    """Return the error that an answer means; ``body`` is its bytes or the JSON already read from it."""
+    """Return the error that an answer means; ``body`` is its bytes or the JSON already read from it, ``url`` whose it is."""
     text = body.decode("utf-8", "replace") if isinstance(body, bytes) else orjson.dumps(body, default=repr).decode()
     parsed = parse_json(body) if isinstance(body, bytes) else body
     fields = _error_fields(parsed, text)
-    status = fields.status or status
+    if status < 400 and fields.status is not None:  # an error inside a 200; a status of HTTP's own stands
+        status = fields.status
     cls = _class_of(status, fields)
     hint = retry_hint(headers if status >= 300 else {}, text, now) if cls is not LLMQuotaExceededError else None
+    code = fields.code
+    if status == 429 and code is None and "overloaded" in fields.words():
+        code = "overloaded"
     return cls(
-        f"{fields.message or 'No message'} (HTTP {status})",
+        f"{fields.message or _phrase(status)} (HTTP {status}){_where(status, headers, url)}",
         retryable=_is_retryable(cls, status, headers, fields, statuses),
         provider=provider,
         status_code=status,
         body=text[:4096],
         headers=headers,
         request_id=request_id_of(headers) or fields.request_id,
-        code=fields.code,
+        code=code,
         type=fields.type,
         param=fields.param,
         retry_after=hint,
     )
+
+
+def _phrase(status: int) -> str:
+    return http.client.responses.get(status, "No message")
+
+
+def _where(status: int, headers: Mapping[str, str], url: str) -> str:
+    """Name the URL where it is likely to be what is wrong."""
+    if not url or (status not in (404, 405) and not 300 <= status < 400):
+        return ""
+    target = f", which points to {headers['location'][:200]}" if "location" in headers else ""
+    return f" from {url}{target}; check base_url and the model's name."
 
 
 class _ErrorFields:
@@ -233,6 +251,7 @@ class _ErrorFields:
         self.rest = ""  # details, to look for words in
 
     def words(self) -> str:
+        """Return all that words are looked for in; the code is the first line."""
         return f"{self.code or ''}\n{self.type or ''}\n{self.message}\n{self.rest}".lower()
 
 
@@ -316,7 +335,7 @@ def _class_of(status: int, fields: _ErrorFields) -> type[LLMStatusError]:
 
 
 def _plausible(cls: type[LLMStatusError], status: int) -> bool:
-    """A rate limit's or an overload's words count only where the status says nothing better."""
+    """Words of a rate limit or an overload count only where the status says nothing better, and none against a 401."""
     if cls is LLMRateLimitError:
         return status in (200, 402, 429)
     if cls is LLMOverloadedError:

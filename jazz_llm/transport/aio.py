@@ -1,4 +1,4 @@
-"""The async pool: one httpx.AsyncHTTPTransport per running loop, over sockets of ours.
+"""The async pool: one httpx.AsyncHTTPTransport per running loop (and proxy), over sockets of ours.
 
 Sockets under the loop's readiness calls rather than asyncio's transports: they can be closed in any loop state, and a task
 cancelled in the middle of a read has read nothing and in the middle of a write leaves the rest to the next write, so that a
@@ -12,6 +12,7 @@ import contextlib
 import os
 import socket
 import ssl
+import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
@@ -22,8 +23,7 @@ import httpx
 from ..config import Config
 from ..errors import LLMClosedError, LLMConfigurationError
 from ..timing import Clock
-from . import Request
-from .blocking import READ_SIZE, RESENDS, default_limits
+from . import READ_SIZE, RESENDS, Request, default_limits, origin_of
 from .faults import error_for, never_processed, silence_hpack
 from .names import Origin, Proxies, parsed_url, resolve
 from .tls import TLSLayer, context_for, reason_of
@@ -127,6 +127,7 @@ class AsyncPool(httpx.AsyncBaseTransport):
     def __init__(self, config: Config) -> None:
         self.config = config
         self.closed = False
+        self._lock = threading.Lock()  # loops of several threads meet here
         # An asyncio loop takes weak references; uvloop's does too.
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopPool] = weakref.WeakKeyDictionary()
 
@@ -134,8 +135,15 @@ class AsyncPool(httpx.AsyncBaseTransport):
         """Send a request and return its answer once the head is there; what is provably unprocessed is sent again at once."""
         pool = await self._pool()
         alarm = Alarm(clock, pool.loop)
+        try:
+            return await self._send(pool, request, clock, alarm)
+        except BaseException:
+            alarm.stop()
+            raise
+
+    async def _send(self, pool: LoopPool, request: Request, clock: Clock, alarm: Alarm) -> AsyncResponse:
         for resends_left in range(RESENDS, -1, -1):
-            clock.begin(knows_it=self.config.async_transport is None)
+            clock.begin(transport_reports=self.config.async_transport is None)
             try:
                 return await alarm.guard(pool.send(request, clock, alarm))
             except Exception as fault:
@@ -143,14 +151,11 @@ class AsyncPool(httpx.AsyncBaseTransport):
                 error = error_for(fault, clock, request.origin[1], ours=self.config.async_transport is None)
             if not again:
                 break
-        alarm.stop()
         raise error
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Serve ``llm.aclient``."""
-        url = request.url
-        port = url.port or (443 if url.scheme == "https" else 80)
-        return await (await self._pool()).transport((url.scheme, url.host, port)).handle_async_request(request)
+        return await (await self._pool()).transport(origin_of(request.url)).handle_async_request(request)
 
     async def asleep(self, clock: Clock, seconds: float) -> None:
         """Wait between two tries."""
@@ -163,28 +168,32 @@ class AsyncPool(httpx.AsyncBaseTransport):
     def close(self) -> None:
         """Close every socket of every loop, from any thread; a wait under way on one ends with an error."""
         self.closed = True
-        for pool in list(self._loops.values()):
+        with self._lock:
+            pools = list(self._loops.values())
+        for pool in pools:
             pool.close()
 
     async def aclose(self) -> None:
         """Close, and see the running loop's part of it through."""
         self.close()
-        pool = self._loops.pop(_running_loop(), None)
+        with self._lock:
+            pool = self._loops.pop(_running_loop(), None)
         if pool is not None:
             await pool.settle()
-        if self.config.async_transport is not None:
-            await self.config.async_transport.aclose()
 
     async def _pool(self) -> LoopPool:
         if self.closed:
             raise LLMClosedError("The client is closed.")
         loop = _running_loop()
-        pool = self._loops.get(loop)
-        if pool is None:
-            for other in [other for other in self._loops if other.is_closed()]:
-                self._loops.pop(other).close()
+        with self._lock:
+            pool = self._loops.get(loop)
+            if pool is not None:
+                return pool
+            dead = [self._loops.pop(other) for other in list(self._loops) if other.is_closed()]
             pool = self._loops[loop] = LoopPool(self.config, loop)
-            await pool.watch_the_end()
+        for other in dead:
+            other.close()
+        await pool.watch_the_end()
         return pool
 
 
@@ -378,7 +387,7 @@ class AsyncResponse:
 
     async def drain(self) -> None:
         """Read the end of the message if it has arrived, else drop the connection."""
-        self._clock.until = 0.0
+        self._clock.do_not_wait()
         with contextlib.suppress(Exception):
             await anext(self._body, b"")
         await self.arelease()
@@ -451,7 +460,7 @@ class _AsyncStream(httpcore.AsyncNetworkStream):
         if self._held:
             await self._flush_held(timeout)
         if isinstance(timeout, Clock):
-            return await self.receive(max_bytes, wait=timeout.until != 0.0)
+            return await self.receive(max_bytes, wait=timeout.may_wait())
         async with _limited(timeout, httpcore.ReadTimeout):
             return await self.receive(max_bytes)
 
@@ -687,7 +696,7 @@ class AsyncTLSStream(_AsyncStream):
 
 @contextlib.asynccontextmanager
 async def _limited(timeout: Wait, late: type[Exception]) -> AsyncGenerator[None]:
-    """Limit a wait by seconds; a clock needs nothing here, since the whole call already waits ``within`` it."""
+    """Limit a wait by seconds; a clock needs nothing here, since the whole call already waits under its alarm."""
     try:
         async with asyncio.timeout(None if isinstance(timeout, Clock) else timeout):
             yield

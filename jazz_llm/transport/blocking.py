@@ -20,15 +20,15 @@ import httpx
 from ..config import Config
 from ..errors import LLMClosedError
 from ..timing import Clock
-from . import Request
+from . import READ_SIZE, RESENDS, Request, default_limits, origin_of
 from .faults import error_for, never_processed, silence_hpack
 from .names import Origin, Proxies, parsed_url, resolve
 from .tls import TLSLayer, context_for, reason_of
 
 R = TypeVar("R")
 
-READ_SIZE = 64 * 1024
-RESENDS = 3
+# Seconds after which a call that waits for a free connection looks whether it was interrupted: httpcore has no way to wake it.
+POOL_LOOK = 0.2
 Wait = Clock | float | None
 
 
@@ -48,7 +48,7 @@ class Pool(httpx.BaseTransport):
         """Send a request and return its answer once the head is there; what is provably unprocessed is sent again at once."""
         self._drain()
         for resends_left in range(RESENDS, -1, -1):
-            clock.begin(knows_it=self._config.transport is None)
+            clock.begin(transport_reports=self._config.transport is None)
             try:
                 return self._send(request, clock)
             except Exception as fault:
@@ -61,9 +61,7 @@ class Pool(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Serve ``llm.client``."""
         self._drain()
-        url = request.url
-        port = url.port or (443 if url.scheme == "https" else 80)
-        return self._transport((url.scheme, url.host, port)).handle_request(request)
+        return self._transport(origin_of(request.url)).handle_request(request)
 
     def close(self) -> None:
         """Close every socket, from any thread; a wait that is under way on one ends with an error."""
@@ -71,8 +69,6 @@ class Pool(httpx.BaseTransport):
         self._draining.clear()
         for stream in list(self._sockets):
             stream.abort()
-        if self._config.transport is not None:
-            self._config.transport.close()
 
     def sleep(self, clock: Clock, seconds: float) -> None:
         """Wait between two tries."""
@@ -109,17 +105,24 @@ class Pool(httpx.BaseTransport):
             response.drain()
 
     def _send(self, request: Request, clock: Clock) -> Response:
-        extensions = {"timeout": self._waits(clock)}
         url = parsed_url(request.url)
-        sent = httpx.Request(request.method, url, headers=request.headers, content=request.body, extensions=extensions)
-        answer = self._transport(request.origin).handle_request(sent)
-        clock.answering = True
-        return Response(self, answer, clock, request.origin[1])
+        sent = httpx.Request(request.method, url, headers=request.headers, content=request.body)
+        while True:
+            sent.extensions["timeout"] = self._waits(clock)
+            try:
+                answer = self._transport(request.origin).handle_request(sent)
+            except httpx.PoolTimeout:
+                if clock.remaining() == 0.0 or clock.reason is not None or self._config.transport is not None:
+                    raise
+            else:
+                clock.answering = True
+                return Response(self, answer, clock, request.origin[1])
 
     def _waits(self, clock: Clock) -> dict[str, Any]:
         if self._config.transport is not None:
             return clock.seconds()
-        return {"connect": clock, "read": clock, "write": clock, "pool": clock.remaining()}
+        left = clock.remaining()
+        return {"connect": clock, "read": clock, "write": clock, "pool": POOL_LOOK if left is None else min(left, POOL_LOOK)}
 
     def _transport(self, origin: Origin) -> httpx.BaseTransport:
         if self._closed:
@@ -167,6 +170,9 @@ class Response:
 
     def read(self) -> bytes:
         """Return what one read of the network brings, b"" at the end of the message."""
+        if self._clock.remaining() == 0.0:
+            self.close()
+            raise self._clock.failure()
         try:
             data: bytes = next(self._body, b"")
         except Exception as fault:
@@ -176,10 +182,6 @@ class Response:
                 self._open = False
                 self._clock.wake = None
                 self._answer.close()
-            elif not isinstance(self._stream, _Stream) and self._clock.remaining() == 0.0:
-                # The user's own transport does not know the clock.
-                self.close()
-                raise self._clock.failure()
             return data
         self.close()
         raise error
@@ -210,7 +212,7 @@ class Response:
 
     def drain(self) -> None:
         """Read the end of the message if it has arrived, else drop the connection."""
-        self._clock.until = 0.0
+        self._clock.do_not_wait()
         with contextlib.suppress(Exception):
             next(self._body, b"")
         self._clock.wake = None
@@ -460,11 +462,6 @@ class TLSStream(_Stream):
         """Tell the server why its certificate is refused; whether it hears it does not matter."""
         with contextlib.suppress(httpcore.NetworkError, httpcore.TimeoutException):
             self._flush(1.0)
-
-
-def default_limits() -> httpx.Limits:
-    """Return the contract's limits: idle for 4 s, below the 5 s after which uvicorn and llama.cpp hang up."""
-    return httpx.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=4.0)
 
 
 def _seconds(timeout: Wait) -> float | None:

@@ -68,9 +68,7 @@ def error_for(fault: Exception, clock: Clock, host: str, *, ours: bool) -> Excep
         return LLMConfigurationError(str(fault))
     code = _reset_code(fault)
     if code == _ENHANCE_YOUR_CALM:
-        return LLMRateLimitError(
-            f"{host} asks for fewer requests (ENHANCE_YOUR_CALM).", retryable=True, code="ENHANCE_YOUR_CALM"
-        )
+        return LLMRateLimitError(f"{host} asks for fewer requests (ENHANCE_YOUR_CALM).", retryable=True, code="overloaded")
     if isinstance(fault, httpx.LocalProtocolError):
         return LLMConnectionError(f"The request to {host} could not be sent.", maybe_processed=clock.sent)
     if clock.answering:

@@ -30,7 +30,6 @@ def _settings(config: Config) -> dict[str, object]:
     return {
         "auth": _KeyForOrigin(config),
         "base_url": f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}",
-        "headers": config.default_headers,
         "timeout": httpx.Timeout(connect=times.connect, read=times.read, write=times.write, pool=times.pool),
         "trust_env": False,
         "follow_redirects": False,
@@ -38,7 +37,7 @@ def _settings(config: Config) -> dict[str, object]:
 
 
 class _KeyForOrigin(httpx.Auth):
-    """Send the key to the base origin and nowhere else."""
+    """Send the key, and the instance's own headers, to the base origin and nowhere else."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -61,6 +60,7 @@ class _KeyForOrigin(httpx.Auth):
     def _sign(self, request: httpx.Request, key: str | None) -> None:
         if key is not None:
             request.headers.update(authorization(self._config, key))
+        request.headers.update(self._config.default_headers)
 
 
 class _Borrowed(httpx.BaseTransport):

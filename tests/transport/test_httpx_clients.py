@@ -36,7 +36,8 @@ def test_the_key_goes_to_the_base_origin_only(server: FakeServer) -> None:
     async def key() -> str:
         return "sk-1"
 
-    with FakeServer() as other, OpenAICompatibleLLM("m", "sk-1", server.url) as llm, OpenAICompatibleLLM("m", key, server.url) as allm:
+    secret = {"x-secret": "s"}
+    with FakeServer() as other, OpenAICompatibleLLM("m", "sk-1", server.url, default_headers=secret) as llm, OpenAICompatibleLLM("m", key, server.url) as allm:
         llm.client.get(other.url + "/v1/models")
 
         async def main() -> None:
@@ -45,6 +46,7 @@ def test_the_key_goes_to_the_base_origin_only(server: FakeServer) -> None:
 
         asyncio.run(main())
         assert ["authorization" in request.headers for request in other.requests] == [False, False]
+        assert "x-secret" not in other.requests[0].headers
         assert server.requests[0].headers["authorization"] == "Bearer sk-1"
 
 
