@@ -106,7 +106,7 @@ def parse_arguments(description: str, rounds: int) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=rounds, help="how often each takes its turn (%(default)s)")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--base-url", help="a real server, such as http://localhost:11434; its key: BENCH_API_KEY")
-    where.add_argument("--local", action="store_true", help="llama.cpp, in this process")
+    where.add_argument("--local", action="store_true", help="llama.cpp, in a child process")
     wires = "http1, or HTTP/2 for the peers that speak it: h2c (prior knowledge) or tls (ALPN)"
     where.add_argument("--wire", choices=("http1", "h2c", "tls"), default="http1", help=wires)
     parser.add_argument("--model", help="the real server's model")
