@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -95,6 +96,21 @@ def test_a_mock_transport_of_httpx_works(colour: Colour) -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(200, json=completion("mocked")))
     llm = OpenAICompatibleLLM("m", base_url="http://localhost", transport=transport, async_transport=transport)
     assert colour.generate(llm).text == "mocked"
+
+
+def test_calls_through_a_users_own_transport_run_at_once() -> None:
+    together = asyncio.Barrier(5)
+
+    class Meeting(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            await asyncio.wait_for(together.wait(), 5)
+            return httpx.Response(200, json=completion())
+
+    async def main() -> None:
+        async with OpenAICompatibleLLM("m", base_url="http://localhost", async_transport=Meeting()) as llm:
+            await asyncio.gather(*(llm.agenerate("hi") for _ in range(5)))
+
+    asyncio.run(main())
 
 
 def test_an_error_of_the_users_own_transport_comes_through(colour: Colour) -> None:
