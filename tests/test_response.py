@@ -225,6 +225,22 @@ def test_odd_chunks_never_raise_anything_else(payload: Any) -> None:
     assert isinstance(result, LLMResponse | LLMResponseError)
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"choices": [{"index": 0, "delta": {"content": "x", "tool_calls": [{"index": [], "id": {}, "function": {"name": 5}}]}}]},
+        {"choices": [{"index": {}, "delta": {"content": "x", "reasoning": 5}, "finish_reason": 5, "logprobs": {"a": []}}]},
+        {"choices": [{"index": 0, "delta": {"content": "x"}, "logprobs": [1]}, {"index": -1, "delta": {"content": ["y", 5, {"text": 5}]}}]},
+        {"choices": [{"index": 0, "delta": {"content": "x"}}], "usage": {"prompt_tokens": {}}, "x_groq": {"usage": 5}, "timings": 5},
+        {"choices": [{"index": 0, "delta": {"content": "x", "reasoning_details": [{"text": 5}, 5]}}], "id": [], "model": {}},
+    ],
+)
+def test_an_odd_chunk_neither_loses_nor_repeats_text(odd: dict[str, Any]) -> None:
+    texts, result = decode(chunk("a"), event(odd), chunk("b"), chunk(finish="stop"), DONE)
+    assert isinstance(result, LLMResponse)
+    assert "".join(texts) == result.text == "axb"
+
+
 def test_deeply_nested_json_is_refused() -> None:
     assert type(failure(b"data: " + b"[" * 100_000 + b"]" * 100_000 + b"\n\n")) is LLMResponseError
     assert type(failure(b'{"choices":' + b"[" * 100_000 + b"}", streams=False)) is LLMResponseError

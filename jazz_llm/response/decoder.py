@@ -52,9 +52,9 @@ class Decoder:
         max_response_bytes: int | None = None,
         max_event_bytes: int | None = None,
     ) -> None:
-        self.progress = False
-        self.finished = False
-        self.over = False
+        self.progress = False  # the last read held content
+        self.finished = False  # every choice has its finish_reason
+        self.over = False  # nothing more is wanted
         self.failure: LLMError | None = None
         self.response_bytes = 0
         self._streams = streams
@@ -68,13 +68,13 @@ class Decoder:
         self._inflate: _Inflate | None = None
         self._parts: list[bytes] = []  # a whole answer, or the white space before it is clear what this is
         self._head: dict[str, Any] = {}  # the chunks' own fields, merged; a whole answer's JSON, untouched
-        self._whole = False
+        self._whole = False  # what comes is one JSON object (or a web page, or nothing that we know), not events
         self._choices: dict[int, ChoiceState] = {}
-        self._first: ChoiceState | None = None
+        self._first: ChoiceState | None = None  # choice 0, whose texts are given out
         self._usage: Mapping[str, Any] | None = None
         self._ended = False  # [DONE], or a usage chunk without choices after content
-        self._content = False
-        self._texts: list[str] = []
+        self._content = False  # any content has come at all
+        self._texts: list[str] = []  # of the read under way
         self._is_event_stream = False
         self._headers: Mapping[str, str] = {}
 
@@ -206,30 +206,37 @@ class Decoder:
         """Take one event's data; the common chunk (one choice, some text, nothing else new) goes the short way."""
         try:
             chunk = orjson.loads(payload)
+        except ValueError:
+            return self._unusual(payload, at_end=at_end)
+        text = self._plain_text(chunk)
+        if text is None:
+            self._chunk(chunk)
+        elif text:
+            assert self._first is not None
+            self._first.text.append(text)
+            self._texts.append(text)
+            self.progress = True
+
+    def _plain_text(self, chunk: Any) -> str | None:
+        """Return the text of a chunk that holds nothing else, None for any other chunk."""
+        try:
             (choice,) = chunk["choices"]
             delta = choice["delta"]
             text = delta["content"]
-            first = self._first
+            # index, delta and finish_reason, and in the delta content: most servers send no more, and are not looked over twice
+            bare = len(choice) == 3 and len(delta) == 1 and choice.get("finish_reason", 0) is None
             if (
-                first is None
-                or not first.think.settled
-                or text.__class__ is not str
+                text.__class__ is not str
                 or "<" in text
                 or choice.get("index") != 0
                 or chunk.get("usage") is not None
                 or "error" in chunk
-                or (
-                    not (len(choice) == 3 and len(delta) == 1 and choice.get("finish_reason", 0) is None)
-                    and has_more(choice, delta)
-                )
+                or not (bare or not has_more(choice, delta))
             ):
-                self._chunk(chunk)
-            elif text:
-                first.text.append(text)
-                self._texts.append(text)
-                self.progress = True
+                return None
         except (ValueError, LookupError, TypeError, AttributeError):
-            self._unusual(payload, at_end=at_end)
+            return None
+        return text if self._first is not None and self._first.think.settled else None
 
     def _unusual(self, payload: bytes, *, at_end: bool) -> None:
         payload = payload.strip()
@@ -369,7 +376,7 @@ class Decoder:
 
     def _answering(self) -> ChoiceState | None:
         """Return choice 0, or the lowest there is where a server counts from 1."""
-        return self._choices[min(self._choices)] if self._choices else None
+        return self._first or (self._choices[min(self._choices)] if self._choices else None)
 
     def _bad_end(self) -> LLMError | None:
         first = self._answering()

@@ -326,7 +326,12 @@ async def _sentinel(pool: weakref.ref[LoopPool]) -> AsyncGenerator[None]:
 
 
 class AsyncResponse:
-    """The answer to one attempt: head and body as it comes."""
+    """The answer to one attempt: head and body as it comes.
+
+    It is open until one of these, and after that each of them does nothing: the message's end is read (``aread``); it is given
+    up (``close`` from anywhere at once, the rest in a task; ``aclose`` here and now); its text is over but the message's end is
+    still to come (``finish``: the next call reads that with ``drain``). ``arelease`` is what httpcore wants at the end of each.
+    """
 
     def __init__(self, pool: LoopPool, answer: httpx.Response, clock: Clock, alarm: Alarm, host: str) -> None:
         self.status = answer.status_code

@@ -154,7 +154,12 @@ class Pool(httpx.BaseTransport):
 
 
 class Response:
-    """The answer to one attempt: head and body as it comes."""
+    """The answer to one attempt: head and body as it comes.
+
+    It is open until one of these, and after that each of them does nothing: the message's end is read (``read``); it is given
+    up (``close``); its text is over but the message's end is still to come (``finish``). After the latter two the next lease
+    cleans up, with ``drain``.
+    """
 
     def __init__(self, pool: Pool, answer: httpx.Response, clock: Clock, host: str) -> None:
         self.status = answer.status_code
