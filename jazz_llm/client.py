@@ -378,7 +378,7 @@ class _StreamState:
             max_event_bytes=config.max_event_bytes,
         )
 
-    def _request(self, key: str | None) -> Request:
+    def _signed(self, key: str | None) -> Request:
         self._key = Secret(key)
         call = self._call
         return Request("POST", call.url, call.config.origin, headers_of(call, key), call.body)
@@ -475,6 +475,8 @@ class _StreamState:
         return redacted(error, self._key.reveal())
 
     def _status_error(self, body: bytes) -> LLMError:
+        if self._key.reveal() is not None:  # before it is cut to size, which could leave half a key
+            body = body.replace(self._key.reveal().encode(), b"***")
         answer, config = self._answer, self._call.config
         name = config.provider.name if config.provider else None
         url = endpoint_of(self._call.url)
@@ -611,7 +613,10 @@ class TextStream(_StreamState, Generic[T]):
         return self._failed(error)
 
     def _send(self) -> Any:
-        return self._shared.pool().open(self._request(ask_key(self._call.config)), self._clock)
+        return self._shared.pool().open(self._request, self._clock)
+
+    def _request(self) -> Request:
+        return self._signed(ask_key(self._call.config))
 
     def _sleep(self, seconds: float) -> None:
         self._shared.pool().sleep(self._clock, seconds)
@@ -747,7 +752,10 @@ class AsyncTextStream(_StreamState, Generic[T]):
         return self._failed(error)
 
     async def _send(self) -> Any:
-        return await self._shared.apool().aopen(self._request(await ask_key_async(self._call.config)), self._clock)
+        return await self._shared.apool().aopen(self._request, self._clock)
+
+    async def _request(self) -> Request:
+        return self._signed(await ask_key_async(self._call.config))
 
     async def _sleep(self, seconds: float) -> None:
         await self._shared.apool().asleep(self._clock, seconds)

@@ -34,6 +34,7 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
 # What says where a message ends and whom it is for: never the caller's.
 _FRAMING = frozenset({"content-length", "transfer-encoding", "connection", "host", "upgrade", "te", "expect"})
+_LONGEST = 1e9  # seconds; above that the system's own clocks overflow
 _VERSION = re.compile(r"v\d+(?:(?:alpha|beta)\d*)?")
 
 
@@ -243,8 +244,8 @@ def check_sampling(options: dict[str, Any], error: type[LLMError] = LLMInvalidRe
 
 def _number(name: str, value: object, error: type[LLMError]) -> None:
     least, most = {"temperature": (0.0, math.inf), "top_p": (0.0, 1.0)}.get(name, (-math.inf, math.inf))
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise error(f"{name} must be a finite number, not {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -1e300 < value < 1e300:
+        raise error(f"{name} must be a finite number, not {repr(value)[:40]}.")
     if not least <= value <= most:
         raise error(f"{name} must be at least {least:g}{'' if most == math.inf else f' and at most {most:g}'}, not {value!r}.")
 
@@ -274,8 +275,11 @@ def _bound(name: str, value: object) -> int | None:
 def _seconds(name: str, value: object) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise LLMConfigurationError(f"{name} must be a number of seconds above 0, or None for no limit, not {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LONGEST:
+        shown = repr(value)[:40]
+        raise LLMConfigurationError(
+            f"{name} must be seconds above 0 and at most {_LONGEST:.0e}, or None for no limit, not {shown}."
+        )
     return float(value)
 
 

@@ -77,6 +77,11 @@ class Clock:
         if not transport_reports:
             self.waiting()
 
+    def outside(self) -> None:
+        """Start a time that is not the server's (a wait between tries, a key function): only the call's deadline counts."""
+        self.phase = "deadline"
+        self._set(None)
+
     def started(self) -> None:
         """Tell, once, that a connection is found or being made."""
         if self.on_start is not None:

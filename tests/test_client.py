@@ -11,7 +11,16 @@ import pytest
 from pytest_httpserver import HTTPServer
 from werkzeug import Response
 
-from jazz_llm import LLMCapabilityError, LLMQuotaExceededError, LLMRateLimitError, OpenAICompatibleLLM, RetryPolicy
+from jazz_llm import (
+    LLMCapabilityError,
+    LLMClosedError,
+    LLMInvalidRequestError,
+    LLMQuotaExceededError,
+    LLMRateLimitError,
+    LLMTimeoutError,
+    OpenAICompatibleLLM,
+    RetryPolicy,
+)
 
 from .colours import Async, Sync
 
@@ -62,6 +71,41 @@ def test_a_429_with_retry_after_is_waited_for(httpserver: HTTPServer, colour: Co
     httpserver.expect_ordered_request(CHAT).respond_with_json(completion())
     with client(httpserver) as llm:
         assert colour.generate(llm).metrics.attempts == 2
+
+
+def test_a_wait_between_tries_may_be_longer_than_a_read(httpserver: HTTPServer, colour: Colour) -> None:
+    busy = Response("{}", 503, {"retry-after": "0.5"})
+    httpserver.expect_ordered_request(CHAT).respond_with_response(busy)
+    httpserver.expect_ordered_request(CHAT).respond_with_json(completion())
+    with client(httpserver, timeout=0.3) as llm:
+        assert colour.generate(llm).metrics.attempts == 2
+
+
+def test_a_slow_key_function_is_bound_by_the_deadline_and_ends_with_the_client() -> None:
+    async def key() -> str:
+        await asyncio.sleep(30)
+        return "sk-1"
+
+    async def main() -> None:
+        llm = OpenAICompatibleLLM("m", key, "http://localhost:9", deadline=0.2, timeout=0.1)
+        with pytest.raises(LLMTimeoutError) as caught:
+            await llm.agenerate("hi")
+        assert caught.value.phase == "deadline"
+        call = asyncio.create_task(llm.with_options(deadline=None).agenerate("hi"))
+        await asyncio.sleep(0)
+        await llm.aclose()
+        with pytest.raises(LLMClosedError):
+            await asyncio.wait_for(call, 5)
+
+    asyncio.run(main())
+
+
+def test_a_key_that_is_cut_off_is_still_taken_out(httpserver: HTTPServer, colour: Colour) -> None:
+    secret = "sk-" + "s" * 50
+    httpserver.expect_request(CHAT).respond_with_data("x" * 480 + secret, status=400)
+    with OpenAICompatibleLLM("m", secret, httpserver.url_for("/")) as llm, pytest.raises(LLMInvalidRequestError) as caught:
+        colour.generate(llm)
+    assert "sss" not in repr(vars(caught.value)) + str(caught.value)
 
 
 def test_a_429_that_asks_for_too_long_is_raised_at_once(httpserver: HTTPServer, colour: Colour) -> None:

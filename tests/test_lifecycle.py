@@ -419,6 +419,17 @@ def test_one_instance_serves_loops_one_after_the_other_and_at_once(server: FakeS
     gone(server)
 
 
+def test_threads_that_switch_all_the_time_share_the_pool(server: FakeServer) -> None:
+    with make(server) as llm, ThreadPoolExecutor(16) as threads:
+        old = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        try:
+            texts = list(threads.map(lambda _: llm.generate("hi", max_retries=0).text, range(1000)))
+        finally:
+            sys.setswitchinterval(old)
+    assert texts == ["ab"] * 1000
+
+
 def test_one_instance_serves_many_threads(server: FakeServer) -> None:
     with make(server) as llm, ThreadPoolExecutor(16) as threads:
         texts = list(threads.map(lambda i: llm.generate("hi").text if i % 2 else "".join(llm.stream("hi")), range(200)))

@@ -45,8 +45,12 @@ def run() -> int:
     except BrokenPipeError:
         _silence_stdout()
         return 1
-    except (LLMError, OSError) as error:
+    except LLMError as error:
         _complain(str(error))
+        return 1
+    except OSError as error:
+        _complain(str(error))
+        _silence_stdout()
         return 1
     return code if isinstance(code, int) else 0
 

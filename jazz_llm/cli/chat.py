@@ -97,8 +97,8 @@ def _streamed(llm: OpenAICompatibleLLM, messages: list[Message]) -> LLMResponse[
     with llm.stream(messages) as stream:
         try:
             for text in stream:
-                _write(text)
                 last = text
+                _write(text)
         finally:
             _end_line(last)
         return stream.finish()

@@ -131,11 +131,13 @@ class AsyncPool(httpx.AsyncBaseTransport):
         # An asyncio loop takes weak references; uvloop's does too.
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopPool] = weakref.WeakKeyDictionary()
 
-    async def aopen(self, request: Request, clock: Clock) -> AsyncResponse:
+    async def aopen(self, make_request: Callable[[], Work[Request]], clock: Clock) -> AsyncResponse:
         """Send a request and return its answer once the head is there; what is provably unprocessed is sent again at once."""
         pool = await self._pool()
+        clock.outside()
         alarm = Alarm(clock, pool.loop)
         try:
+            request = await alarm.guard(make_request())
             return await self._send(pool, request, clock, alarm)
         except BaseException:
             alarm.stop()
@@ -159,6 +161,7 @@ class AsyncPool(httpx.AsyncBaseTransport):
 
     async def asleep(self, clock: Clock, seconds: float) -> None:
         """Wait between two tries."""
+        clock.outside()
         alarm = Alarm(clock, asyncio.get_running_loop())
         try:
             await alarm.guard(asyncio.sleep(seconds))
@@ -394,9 +397,13 @@ class AsyncResponse:
     async def drain(self) -> None:
         """Read the end of the message if it has arrived, else drop the connection."""
         self._clock.do_not_wait()
-        with contextlib.suppress(Exception):
-            await anext(self._body, b"")
-        await self.arelease()
+        try:
+            with contextlib.suppress(Exception):
+                await anext(self._body, b"")
+            await self.arelease()
+        except BaseException:  # the next call was cancelled while it cleaned up after this one
+            self._pool.release(self)
+            raise
 
     async def arelease(self) -> None:
         """Let httpcore clean up."""
@@ -435,8 +442,8 @@ class AsyncBackend(httpcore.AsyncNetworkBackend):
     async def _connect(self, host: str, port: int) -> AsyncSocketStream:
         try:
             addresses = await asyncio.wrap_future(resolve(host, port))
-        except OSError as error:
-            raise httpcore.ConnectError(str(error.strerror or error)) from None
+        except (OSError, UnicodeError) as error:
+            raise httpcore.ConnectError(str(getattr(error, "strerror", None) or error)) from None
         reason = "the name has no address"
         for family, kind, protocol, _, address in addresses:
             sock = socket.socket(family, kind, protocol)
@@ -485,9 +492,16 @@ class _AsyncStream(httpcore.AsyncNetworkStream):
                 await self.send(data)
             return
         timeout.writing()
-        await self.send(data)
-        timeout.sent = True
+        before = self.written()
+        try:
+            await self.send(data)
+        finally:
+            timeout.sent = timeout.sent or self.written() > before
         timeout.waiting()
+
+    def written(self) -> int:
+        """Return how many bytes the socket has taken in all."""
+        raise NotImplementedError
 
     def speaks_http2(self) -> bool:
         """Say whether HTTP/2 was agreed on, where others on the connection may be waiting to read already."""
@@ -531,6 +545,7 @@ class AsyncSocketStream(_AsyncStream):
         self.waiting = 0  # waits of the loop on the descriptor: it must not be closed under them
         self._sock = sock
         self._unsent = bytearray()
+        self._written = 0
         self._aborted = False
         pool.add(self)
 
@@ -565,7 +580,9 @@ class AsyncSocketStream(_AsyncStream):
         while self._unsent:
             self._check(httpcore.WriteError)
             try:
-                del self._unsent[: self._sock.send(self._unsent)]
+                sent = self._sock.send(self._unsent)
+                self._written += sent
+                del self._unsent[:sent]
                 continue
             except BlockingIOError:
                 pass
@@ -577,6 +594,7 @@ class AsyncSocketStream(_AsyncStream):
                 with self._waiting(), _mapped(httpcore.WriteError):
                     rest = bytes(self._unsent)
                     self._unsent.clear()
+                    self._written += 1  # some of it, as far as anybody can tell
                     await loop.sock_sendall(self._sock, rest)
 
     def abort(self) -> None:
@@ -595,6 +613,10 @@ class AsyncSocketStream(_AsyncStream):
         if info == "is_readable":
             return self._is_readable()
         return {"socket": self._sock}.get(info)
+
+    def written(self) -> int:
+        """Return how many bytes the socket has taken in all."""
+        return self._written
 
     async def _ready(self, add: Callable[..., Any], remove: Callable[[int], Any]) -> None:
         descriptor = self._sock.fileno()
@@ -682,6 +704,10 @@ class AsyncTLSStream(_AsyncStream):
     def speaks_http2(self) -> bool:
         """Say what ALPN agreed on."""
         return self._tls.object.selected_alpn_protocol() == "h2" or super().speaks_http2()
+
+    def written(self) -> int:
+        """Return how many bytes the socket beneath has taken in all."""
+        return self._inner.written()
 
     def abort(self) -> None:
         """Close the connection beneath."""

@@ -8,6 +8,7 @@ seconds: it passes the value through to our sockets, which ask it anew at every 
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 import threading
@@ -44,8 +45,9 @@ class Pool(httpx.BaseTransport):
         self._sockets: set[SocketStream] = set()
         self._closed = False
 
-    def open(self, request: Request, clock: Clock) -> Response:
+    def open(self, make_request: Callable[[], Request], clock: Clock) -> Response:
         """Send a request and return its answer once the head is there; what is provably unprocessed is sent again at once."""
+        request = make_request()
         self._drain()
         for resends_left in range(RESENDS, -1, -1):
             clock.begin(transport_reports=self._config.transport is None)
@@ -186,7 +188,7 @@ class Response:
             if not data and self._open:
                 self._open = False
                 self._clock.wake = None
-                self._answer.close()
+                self._give_back()
             return data
         self.close()
         raise error
@@ -222,7 +224,12 @@ class Response:
             next(self._body, b"")
         self._clock.wake = None
         with contextlib.suppress(Exception):
-            self._answer.close()
+            self._give_back()
+
+    def _give_back(self) -> None:
+        if isinstance(self._stream, _Stream):
+            self._stream.asked = False
+        self._answer.close()
 
 
 class Backend(httpcore.NetworkBackend):
@@ -247,8 +254,7 @@ class Backend(httpcore.NetworkBackend):
             sock = socket.socket(family, kind, protocol)
             stream = SocketStream(sock, self._pool)
             try:
-                stream.run(lambda: sock.connect(address), timeout, httpcore.ConnectTimeout, httpcore.ConnectError)  # noqa: B023  # run at once
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                stream.connect(address, timeout)
                 return stream
             except httpcore.ConnectError as refused:
                 stream.close()
@@ -279,6 +285,7 @@ class _Stream(httpcore.NetworkStream):
     """What a plain socket and TLS over one have in common: the phases of a call."""
 
     pool: Pool
+    asked = False  # a request of ours has gone out whose answer is not over
     _held = b""
 
     def read(self, max_bytes: int, timeout: Wait = None) -> bytes:
@@ -289,6 +296,7 @@ class _Stream(httpcore.NetworkStream):
 
     def write(self, buffer: bytes, timeout: Wait = None) -> None:
         """Send all of ``buffer``; head and body go together, when the answer is asked for."""
+        self.asked = isinstance(timeout, Clock)
         self._held += buffer
         if len(self._held) > READ_SIZE:
             self._flush_held(timeout)
@@ -297,10 +305,29 @@ class _Stream(httpcore.NetworkStream):
         data, self._held = self._held, b""
         if isinstance(timeout, Clock):
             timeout.writing()
-        self.send(data, timeout)
+        before = self.written()
+        try:
+            self.send(data, timeout)
+        finally:
+            if isinstance(timeout, Clock):
+                timeout.sent = timeout.sent or self.written() > before
         if isinstance(timeout, Clock):
-            timeout.sent = True
             timeout.waiting()
+
+    def written(self) -> int:
+        """Return how many bytes the socket has taken in all."""
+        raise NotImplementedError
+
+    def peek(self) -> bool:
+        """Say whether the socket has something to say."""
+        raise NotImplementedError
+
+    def is_stale(self) -> bool:
+        """Say whether an idle connection has something to say: its end, in all likelihood.
+
+        httpcore asks this of connections that another thread may be about to use: what comes after a request is its answer.
+        """
+        return not self.asked and self.peek() and not self.asked
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: Wait = None
@@ -334,7 +361,17 @@ class SocketStream(_Stream):
         self._guard = threading.RLock()  # re-entrant: a finalizer may abort while this thread holds it
         self._busy = False
         self._aborted = False
+        self._written = 0
         pool.add(self)
+
+    def connect(self, address: Any, timeout: Wait) -> None:
+        """Connect to one address."""
+
+        def step() -> None:
+            self._sock.connect(address)
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        self.run(step, timeout, httpcore.ConnectTimeout, httpcore.ConnectError)
 
     def receive(self, max_bytes: int, timeout: Wait) -> bytes:
         """Read what has come."""
@@ -345,6 +382,7 @@ class SocketStream(_Stream):
         rest = memoryview(data)
         while rest:
             sent = self.run(lambda: self._sock.send(rest), timeout, httpcore.WriteTimeout, httpcore.WriteError)  # noqa: B023  # run at once
+            self._written += sent
             rest = rest[sent:]
 
     def run(self, step: Callable[[], R], timeout: Wait, late: type[Exception], broken: type[Exception]) -> R:
@@ -388,21 +426,19 @@ class SocketStream(_Stream):
     def get_extra_info(self, info: str) -> Any:
         """Tell httpcore what it asks about a connection."""
         if info == "is_readable":
-            return self._is_readable()
+            return self.is_stale()
         return {"socket": self._sock}.get(info)
 
-    def _is_readable(self) -> bool:
-        """Say whether an idle connection has something to say: its end, in all likelihood."""
-        if self._aborted:
-            return True
-        self._sock.settimeout(0)
+    def written(self) -> int:
+        """Return how many bytes the socket has taken in all."""
+        return self._written
+
+    def peek(self) -> bool:
+        """Say whether the socket has something to say, its end included; its timeout is another thread's business."""
         try:
-            self._sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
+            return self._aborted or readable(self._sock)
+        except (OSError, ValueError):  # closed meanwhile
             return True
-        return True
 
     def _close(self) -> None:
         self.pool.remove(self)
@@ -453,7 +489,17 @@ class TLSStream(_Stream):
 
     def get_extra_info(self, info: str) -> Any:
         """Tell httpcore what it asks about a connection."""
+        if info == "is_readable":
+            return self.is_stale()
         return self._tls.object if info == "ssl_object" else self._inner.get_extra_info(info)
+
+    def written(self) -> int:
+        """Return how many bytes the socket beneath has taken in all."""
+        return self._inner.written()
+
+    def peek(self) -> bool:
+        """Say whether the socket beneath has something to say."""
+        return self._inner.peek()
 
     def _exchange(self, timeout: Wait) -> None:
         self._flush(timeout)
@@ -467,6 +513,15 @@ class TLSStream(_Stream):
         """Tell the server why its certificate is refused; whether it hears it does not matter."""
         with contextlib.suppress(httpcore.NetworkError, httpcore.TimeoutException):
             self._flush(1.0)
+
+
+def readable(sock: socket.socket) -> bool:
+    """Say whether a read would return at once."""
+    if not hasattr(select, "poll"):  # Windows, where select knows no limit on descriptors
+        return bool(select.select([sock], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _seconds(timeout: Wait) -> float | None:

@@ -6,6 +6,7 @@ import asyncio
 import select
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -370,6 +371,37 @@ def test_a_stale_idle_connection_costs_nothing(colour: Colour) -> None:
                     await asyncio.to_thread(gone)
 
             asyncio.run(main())
+
+
+def test_a_request_of_which_a_part_went_out_is_not_sent_again_unasked(colour: Colour) -> None:
+    asked: list[int] = []
+
+    def serve() -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            with client:
+                asked.append(len(client.recv(65536)))
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        server = threading.Thread(target=serve)
+        server.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with OpenAICompatibleLLM("m", base_url=url, max_retries=0) as llm, pytest.raises(LLMConnectionError) as caught:
+            colour.generate(llm, "x" * 20_000_000)
+        listener.shutdown(socket.SHUT_RDWR)
+        server.join(5)
+    assert caught.value.maybe_processed
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("name", ["a..b", "a" * 70, "xn--a"])
+def test_a_name_that_cannot_be_one(colour: Colour, name: str) -> None:
+    error, _ = failure(colour, base_url=f"http://{name}")
+    assert isinstance(error, LLMConnectionError)
 
 
 def test_the_backends_of_httpx_are_ours() -> None:
