@@ -16,7 +16,7 @@ from .config import POOL_ARGUMENTS, ApiKey, Config, Secret, configure, hide_key,
 from .errors import LLMCapabilityError, LLMClosedError, LLMConfigurationError, LLMError
 from .mock import MockAnswers, MockResponse
 from .request import Call, ask_key, ask_key_async, endpoint_of, headers_of, prepare
-from .response import MAX_ERROR_BODY, Decoder, error_from, rate_limits_of, redacted, request_id_of
+from .response import MAX_ERROR_BODY, Decoder, error_from, inflated, rate_limits_of, redacted, request_id_of
 from .retry import Retries, RetryBudget, RetryPolicy
 from .timing import Clock
 from .transport import Request
@@ -351,10 +351,10 @@ class _StreamState:
     def _begin(self) -> None:
         """Start the call; what came before the first read does not count."""
         self._llm._check_open()
-        self._state = "open"
-        self._reading = True
         self._started = time.perf_counter()
         self._clock = Clock(self._call.timeouts, streams=self._call.streams)
+        self._reading = True
+        self._state = "open"  # last: from here on another thread may close it
         self._shared.begin(self._clock, self._llm)
         self._shared.budget.first_try()
 
@@ -475,6 +475,7 @@ class _StreamState:
         return redacted(error, self._key.reveal())
 
     def _status_error(self, body: bytes) -> LLMError:
+        body = inflated(body, self._answer.headers)
         if self._key.reveal() is not None:  # before it is cut to size, which could leave half a key
             body = body.replace(self._key.reveal().encode(), b"***")
         answer, config = self._answer, self._call.config
@@ -598,7 +599,7 @@ class TextStream(_StreamState, Generic[T]):
         """Send the request once and read its first content; return what went wrong."""
         try:
             self._answer = self._begin_attempt() or self._send()
-            if not 200 <= self._answer.status < 300:
+            if not 200 <= self._answer.status < 300 or self._answer.status == 204:
                 raise self._status_error(self._error_body())
             self._decoder.begin(self._answer.headers)
             self._texts = self._read_on()
@@ -737,7 +738,7 @@ class AsyncTextStream(_StreamState, Generic[T]):
         """Send the request once and read its first content; return what went wrong."""
         try:
             self._answer = self._begin_attempt() or await self._send()
-            if not 200 <= self._answer.status < 300:
+            if not 200 <= self._answer.status < 300 or self._answer.status == 204:
                 raise self._status_error(await self._error_body())
             self._decoder.begin(self._answer.headers)
             self._texts = await self._read_on()

@@ -475,6 +475,12 @@ def test_a_wrong_address_is_named() -> None:
     assert url not in str(error_from(500, {}, b"", url=url))
 
 
+def test_an_error_object_that_is_no_proper_json_is_read_all_the_same() -> None:
+    error = failure(chunk("a"), b'data: {"error": {"message": "bad \\ud800", "n": NaN, "big": 1000000000000000000000}}\n\n')
+    assert type(error) is LLMInternalError
+    assert "bad" in str(error)
+
+
 def test_what_an_error_carries() -> None:
     body = json.dumps({"error": {"message": "no", "type": "t", "code": 7, "param": "p"}}).encode()
     error = error_from(400, {"x-request-id": "r1"}, body + b" " * 5000, provider="groq")

@@ -384,6 +384,9 @@ class Decoder:
         if not self._whole and not self._content and not self._all_finished():
             if self._ended:
                 return _broken("The stream ended with neither content nor a finish_reason.", retryable=True)
+            kind = self._headers.get("content-type", "")
+            if kind and not self._is_event_stream:
+                return _broken(f"The answer is no event stream but {kind[:80]!r}.", retryable=False)
             return LLMStreamTruncatedError("The stream ended before it began: no event came.", retryable=True)
         if not self._whole and not self._ended and not (self._choices and all(s.finish for s in self._choices.values())):
             return LLMStreamTruncatedError("The stream stopped before its end: no finish_reason, no [DONE].", retryable=True)
@@ -413,6 +416,16 @@ class _Inflate:
 def _zero_usage(head: dict[str, Any]) -> Mapping[str, Any] | None:
     usage = head.get("usage")
     return usage if isinstance(usage, Mapping) else None
+
+
+def inflated(body: bytes, headers: Mapping[str, str]) -> bytes:
+    """Return the body of an error answer, decompressed where it came so; at most 256 KiB of it."""
+    if headers.get("content-encoding", "").lower() not in ("gzip", "x-gzip", "deflate"):
+        return body
+    try:
+        return next(_Inflate().feed(body), b"")
+    except zlib.error:
+        return body
 
 
 def _excerpt(body: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import http.client
+import json
 import re
 import time
 from collections.abc import Mapping
@@ -201,7 +202,7 @@ def error_from(
     now: float | None = None,
 ) -> LLMStatusError:
     """Return the error that an answer means; ``body`` is its bytes or the JSON already read from it, ``url`` whose it is."""
-    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else orjson.dumps(body, default=repr).decode()
+    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else _dumped(body)
     parsed = parse_json(body) if isinstance(body, bytes) else body
     fields = _error_fields(parsed, text)
     if status < 400 and fields.status is not None:  # an error inside a 200; a status of HTTP's own stands
@@ -224,6 +225,13 @@ def error_from(
         param=fields.param,
         retry_after=hint,
     )
+
+
+def _dumped(body: Any) -> str:
+    try:
+        return orjson.dumps(body, default=repr).decode()
+    except TypeError:  # lone surrogates, huge integers: what only the tolerant parser had let in
+        return json.dumps(body, default=repr)
 
 
 def _phrase(status: int) -> str:

@@ -28,6 +28,9 @@ from .faults import error_for, never_processed, silence_hpack
 from .names import Origin, Proxies, parsed_url, resolve
 from .tls import TLSLayer, context_for, reason_of
 
+# Bytes below which a write after the request is HTTP/2's own affair (acknowledgements, window updates): no call's clock moves.
+OWN_FRAMES = 64
+
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 Wait = Clock | float | None
@@ -207,7 +210,7 @@ class LoopPool:
         self.config = config
         self.loop = loop
         # httpcore offers one idle connection to all who ask in the same turn of the loop, and all but one ask again.
-        self._turn = asyncio.Lock()
+        self._turns: dict[Origin, asyncio.Lock] = {}
         self._proxies = Proxies(config.proxy, trust_env=config.trust_env)
         self._transports: dict[str | None, httpx.AsyncBaseTransport] = {}
         self.draining: list[AsyncResponse] = []
@@ -218,11 +221,11 @@ class LoopPool:
 
     async def send(self, request: Request, clock: Clock, alarm: Alarm) -> AsyncResponse:
         """Send one request and return its answer."""
-        while self.draining:
-            await self.draining.pop().drain()
+        await self._drain()
         if self.config.async_transport is None:  # a user's own never tells that it has started
-            await self._turn.acquire()
-            clock.on_start = self._turn.release
+            turn = self._turns.setdefault(request.origin, asyncio.Lock())
+            await turn.acquire()
+            clock.on_start = turn.release
         try:
             answer = await self._answer(request, clock)
         finally:
@@ -260,6 +263,18 @@ class LoopPool:
             task.add_done_callback(self._releases.discard)
         else:
             _call_soon(self.loop, lambda: self.release(response))
+
+    def drain_later(self, response: AsyncResponse) -> None:
+        """Keep an answer for the next call to drain; where calls are waiting already, for them."""
+        self.draining.append(response)
+        if any(turn.locked() for turn in self._turns.values()):
+            task = self.loop.create_task(self._drain())
+            self._releases.add(task)
+            task.add_done_callback(self._releases.discard)
+
+    async def _drain(self) -> None:
+        while self.draining:
+            await self.draining.pop().drain()
 
     async def release_all(self) -> None:
         """Give back what a task was to give back: a loop that ends cancels its tasks first."""
@@ -390,7 +405,7 @@ class AsyncResponse:
         """Give the connection back after the last byte that was wanted; the message's own end may still be on its way."""
         if self._open and self.http_version != "HTTP/2":
             self._over()
-            self._pool.draining.append(self)
+            self._pool.drain_later(self)
         else:
             self.close()
 
@@ -490,6 +505,9 @@ class _AsyncStream(httpcore.AsyncNetworkStream):
         if not isinstance(timeout, Clock):
             async with _limited(timeout, httpcore.WriteTimeout):
                 await self.send(data)
+            return
+        if timeout.sent and len(data) < OWN_FRAMES:
+            await self.send(data)
             return
         timeout.writing()
         before = self.written()

@@ -116,6 +116,7 @@ class Pool(httpx.BaseTransport):
             except httpx.PoolTimeout:
                 if clock.remaining() == 0.0 or clock.reason is not None or self._config.transport is not None:
                     raise
+                self._drain()  # what streams have left since then may be the connection that is waited for
             else:
                 clock.answering = True
                 return Response(self, answer, clock, request.origin[1])

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 
 from jazz_llm import (
@@ -16,6 +19,7 @@ from jazz_llm import (
     LLMInternalError,
     LLMInvalidRequestError,
     LLMOverloadedError,
+    LLMQuotaExceededError,
     LLMRateLimitError,
     LLMResponseError,
     LLMResponseTooLargeError,
@@ -182,8 +186,6 @@ def test_many_at_once(wire: Wire, colour: Colour) -> None:
     server = wire.server()
     llm = wire.llm(server)
     if colour.name == "sync":
-        from concurrent.futures import ThreadPoolExecutor
-
         with ThreadPoolExecutor(8) as threads:
             texts = list(threads.map(lambda _: llm.generate("hi").text, range(40)))
     else:
@@ -327,6 +329,54 @@ def test_a_redirect_is_never_followed(wire: Wire, colour: Colour) -> None:
     with pytest.raises(LLMResponseError):
         colour.generate(wire.llm(server))
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("kind", ["204", "text"])
+def test_what_is_no_answer_at_all(wire: Wire, colour: Colour, kind: str) -> None:
+    async def handler(_: Request, reply: Reply) -> None:
+        if kind == "204":
+            await reply.start(204)
+        else:
+            await reply.start(200, {"content-type": "text/plain"})
+            await reply.send(b"Hello there")
+        await reply.end()
+
+    llm = wire.llm(wire.server(handler), max_retries=0)
+    for call in (colour.generate, colour.stream):
+        with pytest.raises(LLMResponseError):
+            call(llm)
+
+
+def test_a_compressed_error_is_read(wire: Wire, colour: Colour) -> None:
+    async def handler(_: Request, reply: Reply) -> None:
+        body = gzip.compress(b'{"error": {"message": "no money", "code": "insufficient_quota"}}')
+        await reply.start(429, {"content-encoding": "gzip", "content-length": str(len(body))})
+        await reply.send(body)
+        await reply.end()
+
+    with pytest.raises(LLMQuotaExceededError, match="no money"):
+        colour.generate(wire.llm(wire.server(handler)))
+
+
+def test_who_waits_for_a_connection_gets_the_one_of_a_finished_stream(wire: Wire, colour: Colour) -> None:
+    limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
+    if wire.name == "stock-httpx":
+        pytest.skip("the limits of a user's transport are its own")
+
+    async def slow(_: Request, reply: Reply) -> None:
+        await reply.sse(["a", "b"], delay=0.05)
+
+    llm = wire.llm(wire.server(slow), limits=limits, timeout=5)
+    if colour.name == "sync":
+        with ThreadPoolExecutor(3) as threads:
+            texts = list(threads.map(lambda _: "".join(llm.stream("hi")), range(3)))
+    else:
+
+        async def at_once() -> list[str]:
+            return [r.text for r in await asyncio.gather(*(llm.astream("hi").finish() for _ in range(3)))]
+
+        texts = asyncio.run(at_once())
+    assert texts == ["ab"] * 3
 
 
 def test_an_answer_that_is_too_large_is_given_up(wire: Wire, colour: Colour) -> None:
