@@ -353,7 +353,7 @@ class TestFlowControl:
             assert len(peer.body(1, 65_535)) == 65_535
             peer.send(peer.head(3, "/?60000"))
             assert len(peer.body(3)) == 60_000
-            assert server.live == 1
+            server.wait_for(lambda s: s.live == 1)
             peer.send(WindowUpdateFrame(1, window_increment=200_000))
             assert len(peer.body(1)) == 200_000 - 65_535
 

@@ -218,6 +218,7 @@ class LoopPool:
         self._unreleased: set[AsyncResponse] = set()
         self._releases: set[asyncio.Task[None]] = set()  # a loop itself holds its tasks weakly
         self._closed = False
+        self._sentinel: AsyncGenerator[None] | None = None
 
     async def send(self, request: Request, clock: Clock, alarm: Alarm) -> AsyncResponse:
         """Send one request and return its answer."""
@@ -290,10 +291,15 @@ class LoopPool:
         self._closed = True
         for stream in list(self._sockets):
             stream.abort()
+        if not self.loop.is_running() and self._sentinel is not None:
+            # Nobody may ever run this loop again: end the generator by hand, or its collection would ask the loop to.
+            with contextlib.suppress(StopIteration, StopAsyncIteration, RuntimeError):
+                self._sentinel.aclose().send(None)
 
     async def settle(self) -> None:
         """Wait until nothing of this pool is left on its loop."""
-        await self._sentinel.aclose()
+        if self._sentinel is not None:
+            await self._sentinel.aclose()
         # Each wait that was ended takes a few turns to unwind; httpcore's suspended generators one for each level.
         for turn in range(100):
             if turn > 4 and not self._releases and not any(stream.waiting for stream in self._sockets):
@@ -367,14 +373,16 @@ class AsyncResponse:
     async def aread(self) -> bytes:
         """Return what one read of the network brings, b"" at the end of the message."""
         try:
-            data = await self._alarm.guard(anext(self._body, b""))
+            data = await self._alarm.guard(anext(self._body, None))
+            while data == b"":  # an empty HTTP/2 DATA frame, which is no end
+                data = await self._alarm.guard(anext(self._body, None))
         except Exception as fault:
             error = error_for(fault, self._clock, self._host, ours=self._pool.config.async_transport is None)
         else:
-            if not data and self._open:
+            if data is None and self._open:
                 self._over()
                 await self.arelease()
-            return data
+            return data or b""
         await self.aclose()
         raise error
 
@@ -414,7 +422,7 @@ class AsyncResponse:
         self._clock.do_not_wait()
         try:
             with contextlib.suppress(Exception):
-                await anext(self._body, b"")
+                await anext(self._body, None)
             await self.arelease()
         except BaseException:  # the next call was cancelled while it cleaned up after this one
             self._pool.release(self)

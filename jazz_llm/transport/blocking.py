@@ -182,15 +182,17 @@ class Response:
             self.close()
             raise self._clock.failure()
         try:
-            data: bytes = next(self._body, b"")
+            data = next(self._body, None)
+            while data == b"":  # an empty HTTP/2 DATA frame, which is no end
+                data = next(self._body, None)
         except Exception as fault:
             error = error_for(fault, self._clock, self._host, ours=self._pool._config.transport is None)
         else:
-            if not data and self._open:
+            if data is None and self._open:
                 self._open = False
                 self._clock.wake = None
                 self._give_back()
-            return data
+            return data or b""
         self.close()
         raise error
 
@@ -222,7 +224,7 @@ class Response:
         """Read the end of the message if it has arrived, else drop the connection."""
         self._clock.do_not_wait()
         with contextlib.suppress(Exception):
-            next(self._body, b"")
+            next(self._body, None)
         self._clock.wake = None
         with contextlib.suppress(Exception):
             self._give_back()

@@ -28,6 +28,7 @@ from jazz_llm import (
     RetryPolicy,
 )
 from jazz_llm.testing import Reply, Request
+from jazz_llm.testing.server import _Http2Reply
 
 from ..colours import Async, Sync
 from .conftest import Wire
@@ -113,6 +114,23 @@ def test_text_that_was_held_back_for_a_tag_comes_out(wire: Wire, colour: Colour)
     texts, stream = colour.stream(wire.llm(wire.server(handler)))
     assert stream.response is not None
     assert "".join(texts) == stream.response.text == "1 <"
+
+
+def test_an_empty_piece_is_no_end(wire: Wire, colour: Colour, version: str) -> None:
+    if version != "HTTP/2":
+        pytest.skip("only HTTP/2 has empty pieces: over HTTP/1.1 an empty chunk is the end")
+
+    async def handler(_: Request, reply: Reply) -> None:
+        await begin(reply, "a")
+        assert isinstance(reply, _Http2Reply)
+        reply._protocol.send_data(reply._id, b"")
+        reply._flush()
+        await asyncio.sleep(0.02)
+        await reply.send(b'data: {"choices":[{"index":0,"delta":{"content":"b"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n')
+        await reply.end()
+
+    texts, _ = colour.stream(wire.llm(wire.server(handler)))
+    assert texts == ["a", "b"]
 
 
 def test_calls_one_after_the_other_use_one_connection(wire: Wire, colour: Colour) -> None:
