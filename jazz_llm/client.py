@@ -371,7 +371,7 @@ class _StreamState:
         return Decoder(
             streams=call.streams,
             choices=call.choices,
-            provider=config.provider.name if config.provider else None,
+            provider=config.provider_name,
             echo=config.provider.echo if config.provider else (),
             prompt=call.prompt,
             max_response_bytes=config.max_response_bytes,
@@ -465,9 +465,8 @@ class _StreamState:
 
     def _failed(self, error: LLMError) -> LLMError:
         """Complete an error of this call; ``partial`` is what had come of the answer."""
-        provider = self._call.config.provider
         error.attempts = self._attempts
-        error.provider = error.provider or (provider.name if provider else None)
+        error.provider = error.provider or self._call.config.provider_name
         if error.partial is None and self._first_content is not None:
             error.partial = self._decoder.response()
         if error.partial is not None:
@@ -479,9 +478,8 @@ class _StreamState:
         if self._key.reveal() is not None:  # before it is cut to size, which could leave half a key
             body = body.replace(self._key.reveal().encode(), b"***")
         answer, config = self._answer, self._call.config
-        name = config.provider.name if config.provider else None
-        url = endpoint_of(self._call.url)
-        return error_from(answer.status, answer.headers, body, provider=name, statuses=config.retry.statuses, url=url)
+        name, statuses, url = config.provider_name, config.retry.statuses, endpoint_of(self._call.url)
+        return error_from(answer.status, answer.headers, body, provider=name, statuses=statuses, url=url)
 
     def _complete(self, response: LLMResponse[Any]) -> LLMResponse[Any]:
         """Add what only the driver knows: times, headers, attempts."""

@@ -67,6 +67,11 @@ class Config:
     chat_template_kwargs: dict[str, Any] | None
     extra_body: dict[str, Any]
 
+    @property
+    def provider_name(self) -> str | None:
+        """The provider's name in the registry, None for an endpoint that is not in it."""
+        return self.provider.name if self.provider else None
+
     def __repr__(self) -> str:
         return f"Config(model={self.model!r}, url={self.url!r}, api_key={'***' if self.api_key else None})"
 

@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
 import httpcore
@@ -259,9 +259,7 @@ class LoopPool:
         """Give a connection's slot back; httpcore can only do that in a coroutine."""
         self._unreleased.add(response)
         if _is_running_here(self.loop):
-            task = self.loop.create_task(self._release(response))
-            self._releases.add(task)
-            task.add_done_callback(self._releases.discard)
+            self._start(self._release(response))
         else:
             _call_soon(self.loop, lambda: self.release(response))
 
@@ -269,9 +267,12 @@ class LoopPool:
         """Keep an answer for the next call to drain; where calls are waiting already, for them."""
         self.draining.append(response)
         if any(turn.locked() for turn in self._turns.values()):
-            task = self.loop.create_task(self._drain())
-            self._releases.add(task)
-            task.add_done_callback(self._releases.discard)
+            self._start(self._drain())
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self.loop.create_task(work)
+        self._releases.add(task)
+        task.add_done_callback(self._releases.discard)
 
     async def _drain(self) -> None:
         while self.draining:
