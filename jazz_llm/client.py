@@ -6,6 +6,7 @@ cursor yields them. ``tests/test_parity.py`` proves that the two texts are one.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from .response import MAX_ERROR_BODY, Decoder, error_from, inflated, rate_limits
 from .retry import Retries, RetryBudget, RetryPolicy
 from .timing import Clock
 from .transport import Request
+from .transport.names import target_of
 from .types import CallMetrics, GenerateOptions, LLMResponse, T
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from .transport.aio import AsyncPool
     from .transport.blocking import Pool
+    from .transport.foreign import AsyncForeign, Foreign
 
 
 class OpenAICompatibleLLM:
@@ -48,8 +51,7 @@ class OpenAICompatibleLLM:
         deadline: Seconds for a whole call, retries and waits included.
         max_retries: How often a failed try is repeated; streams only before their first content.
         retry: How long to wait and what to retry.
-        http2: True: HTTP/2 where TLS agrees on it (async calls; sync calls speak HTTP/1.1). ``"prior_knowledge"``: HTTP/2 on
-            plain http:// too.
+        http2: True: HTTP/2 where TLS agrees on it. ``"prior_knowledge"``: HTTP/2 on plain http:// too.
         limits: Connections of each pool. None: 1000, of which 100 idle for 4 s.
         verify, cert, proxy, trust_env: As in httpx; a loopback target never goes through a proxy from the environment.
         max_response_bytes, max_event_bytes: Bounds, after decoding; beyond: ``LLMResponseTooLargeError``.
@@ -254,31 +256,44 @@ class _Shared:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._pool: Pool | None = None
-        self._apool: AsyncPool | None = None
+        self._pool: Pool | Foreign | None = None
+        self._apool: AsyncPool | AsyncForeign | None = None
         self._calls: dict[Clock, OpenAICompatibleLLM] = {}
         self.budget = RetryBudget()
         self.mock = MockAnswers()
         self.closed = False
 
-    def pool(self) -> Pool:
-        """Return the sync pool, made on first use."""
+    def pool(self) -> Pool | Foreign:
+        """Return the sync pool, made on first use, or what stands for it over a transport of the user's."""
+        if self._pid != os.getpid():
+            self._begin_anew()
+        pool = self._pool
+        return self._made("_pool") if pool is None else pool
+
+    def apool(self) -> AsyncPool | AsyncForeign:
+        """Return the async pool; see ``pool``."""
+        if self._pid != os.getpid():
+            self._begin_anew()
+        pool = self._apool
+        return self._made("_apool") if pool is None else pool
+
+    def _made(self, name: Literal["_pool", "_apool"]) -> Any:
+        from .transport.pools import make_apool, make_pool
+
         with self._lock:
-            if self._pool is None:
-                from .transport.blocking import Pool
+            if getattr(self, name) is None:
+                setattr(self, name, (make_pool if name == "_pool" else make_apool)(self._config))
+            return getattr(self, name)
 
-                self._pool = Pool(self._config)
-            return self._pool
-
-    def apool(self) -> AsyncPool:
-        """Return the async pool, made on first use."""
-        with self._lock:
-            if self._apool is None:
-                from .transport.aio import AsyncPool
-
-                self._apool = AsyncPool(self._config)
-            return self._apool
+    def _begin_anew(self) -> None:
+        """Leave to the parent process what is the parent's: this is its forked child."""
+        self._pid, self._lock = os.getpid(), threading.Lock()
+        pools, self._pool, self._apool = (self._pool, self._apool), None, None
+        for pool in pools:
+            if pool is not None:
+                pool.abandon()
 
     def begin(self, clock: Clock, owner: OpenAICompatibleLLM) -> None:
         """Note a call under way."""
@@ -381,7 +396,8 @@ class _StreamState:
     def _signed(self, key: str | None) -> Request:
         self._key = Secret(key)
         call = self._call
-        return Request("POST", call.url, call.config.origin, headers_of(call, key), call.body)
+        headers = tuple(headers_of(call, key))
+        return Request("POST", call.config.origin, target_of(call.url), headers, call.body, whole=not call.streams)
 
     def _may_retry(self, error: LLMError) -> bool:
         return self._call.max_retries > 0 and self._retries().worth_it(error)

@@ -6,6 +6,7 @@ it knows why a wait was ended, and that is also how a wait is ended from outside
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -39,16 +40,13 @@ class Clock:
     """The one deadline that counts now, and the reason to stop before it.
 
     ``until`` is a time of ``time.monotonic`` or None. ``sent`` says whether a byte of the request went out, ``answering``
-    whether the answer's head has come; the transport sets both. ``on_change`` is told when ``until`` moves, ``on_start`` once
-    when a connection is found, and ``wake`` ends the wait under way; the driver that waits sets the three.
+    whether the answer's head has come; the transport sets both. ``wake`` has whoever waits look at this clock again.
     """
 
     __slots__ = (
         "_ends",
         "_streams",
         "answering",
-        "on_change",
-        "on_start",
         "phase",
         "reason",
         "sent",
@@ -65,8 +63,6 @@ class Clock:
         self._ends = None if timeouts.deadline is None else time.monotonic() + timeouts.deadline
         self.reason: Reason | None = None
         self.wake: Callable[[], object] | None = None
-        self.on_change: Callable[[], object] | None = None
-        self.on_start: Callable[[], object] | None = None
         self.begin()
 
     def begin(self, *, transport_reports: bool = True) -> None:
@@ -81,12 +77,6 @@ class Clock:
         """Start a time that is not the server's (a wait between tries, a key function): only the call's deadline counts."""
         self.phase = "deadline"
         self._set(None)
-
-    def started(self) -> None:
-        """Tell, once, that a connection is found or being made."""
-        if self.on_start is not None:
-            self.on_start()
-            self.on_start = None
 
     def connecting(self) -> None:
         """Start the wait for DNS, TCP and TLS together."""
@@ -113,13 +103,16 @@ class Clock:
         self.phase = "between_tokens"
         self._set(time.monotonic() + TAIL_SECONDS)
 
-    def do_not_wait(self) -> None:
-        """Let the reads that follow take only what is there."""
-        self.until = 0.0
+    def over(self) -> bool:
+        """Say whether the wait under way has to end."""
+        return self.reason is not None or (self.until is not None and time.monotonic() >= self.until)
 
-    def may_wait(self) -> bool:
-        """Say whether reads may wait at all."""
-        return self.until != 0.0
+    def sleep(self, seconds: float) -> None:
+        """Wait between two tries of a sync call, unless it is interrupted."""
+        awake = threading.Event()
+        self.wake = awake.set
+        if self.reason is not None or awake.wait(seconds):
+            raise self.failure()
 
     def remaining(self) -> float | None:
         """Return the seconds left for the wait under way (0.0 where there are none), None for no limit."""
@@ -159,8 +152,6 @@ class Clock:
         if self._ends is not None:
             until = self._ends if until is None else min(until, self._ends)
         self.until = until
-        if self.on_change is not None:
-            self.on_change()
 
     def _limit(self, phase: Phase) -> float | None:
         limit: float | None = getattr(self.timeouts, "read" if phase == "between_tokens" else phase)

@@ -93,9 +93,21 @@ def test_an_interrupt_wakes_the_wait_and_keeps_its_first_reason() -> None:
     assert isinstance(clock.failure(), LLMClosedError)
 
 
-def test_a_driver_is_told_when_the_deadline_moves() -> None:
-    clock, moves = Clock(EACH, streams=True), []
-    clock.on_change = lambda: moves.append(clock.phase)
-    clock.connecting()
-    clock.writing()
-    assert moves == ["connect", "write"]
+def test_a_wait_is_over_when_its_time_is_up_or_it_is_interrupted(time: FakeTime) -> None:
+    clock = Clock(EACH, streams=True)
+    time.now += 1.9
+    assert not clock.over()
+    time.now += 0.1
+    assert clock.over()
+    endless = Clock(Timeouts(), streams=True)
+    assert not endless.over()
+    endless.interrupt("closed")
+    assert endless.over()
+
+
+def test_a_sync_wait_between_tries_can_be_interrupted() -> None:
+    clock = Clock(Timeouts(), streams=True)
+    clock.sleep(0.001)
+    clock.interrupt("closed")
+    with pytest.raises(LLMClosedError):
+        clock.sleep(60)

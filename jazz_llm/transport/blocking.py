@@ -1,521 +1,584 @@
-"""The sync pool: httpx.HTTPTransport over sockets of ours.
+"""The sync pool: plain sockets, each leased to one call at a time, so that threads share nothing.
 
-A connection is leased to one call at a time and speaks HTTP/1.1, because httpcore's sync HTTP/2 is not safe under threads
-(FAULTS.md); with ``http2="prior_knowledge"`` each thread has a transport of its own. A clock stands where httpcore expects
-seconds: it passes the value through to our sockets, which ask it anew at every wait.
+Over TLS that agreed on HTTP/2 a connection still carries one call, which can be stopped by RST_STREAM and leaves the connection for
+the next. Nobody reads from it while the caller's own code runs: a server's PING is answered at the next read.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import select
 import socket
 import ssl
+import struct
+import sys
 import threading
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-import httpcore
-import httpx
-
-from ..config import Config
 from ..errors import LLMClosedError
-from ..timing import Clock
-from . import READ_SIZE, RESENDS, Request, default_limits, origin_of
-from .faults import error_for, never_processed, silence_hpack
-from .names import Origin, Proxies, parsed_url, resolve
-from .tls import TLSLayer, context_for, reason_of
+from . import READ_SIZE, RESENDS
+from .exchange import ConnectError, Exchange, Headers, HTTPConnection, LostError, Origin, Request
+from .faults import error_of, joined, never_processed
+from .names import Address, Proxies, resolve
+from .opening import Opening, Refusal, Settings, address_of, opening
+from .pool import Shelf
+from .tls import TLSLayer, reason_of
 
-R = TypeVar("R")
+if TYPE_CHECKING:
+    from ..timing import Clock
+    from .foreign import Foreign
 
-# Seconds after which a call that waits for a free connection looks whether it was interrupted: httpcore has no way to wake it.
-POOL_LOOK = 0.2
-Wait = Clock | float | None
+# Seconds between two looks at the clock in waits that another thread has no way to end.
+LOOK = 0.05
 
 
-class Pool(httpx.BaseTransport):
-    """Connections of the sync calls; also the transport of ``llm.client``."""
+class Pool:
+    """Connections of the sync calls."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._lock = threading.Lock()
-        self._proxies = Proxies(config.proxy, trust_env=config.trust_env)
-        self._transports: dict[tuple[int, str | None], httpx.BaseTransport] = {}
-        self._draining: list[Response] = []
-        self._sockets: set[SocketStream] = set()
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._pid = os.getpid()
+        self._proxies = Proxies(settings.proxy, trust_env=settings.trust_env)
+        self._changed = threading.Condition(threading.Lock())
+        self._waiting = 0
+        self._shelf: Shelf[Connection] = Shelf(settings.limits)
+        self._returned: deque[Connection] = deque()  # given back, by finalizers too, which take no lock
+        self._foreign: dict[str, Foreign] = {}  # for SOCKS proxies
         self._closed = False
 
-    def open(self, make_request: Callable[[], Request], clock: Clock) -> Response:
+    # --- From a request to its answer -----------------------------------------------------------------------------
+
+    def open(self, make_request: Callable[[], Request], clock: Clock) -> Any:
         """Send a request and return its answer once the head is there; what is provably unprocessed is sent again at once."""
         request = make_request()
-        self._drain()
+        proxy = self._proxies.of(request.origin)
+        if proxy is not None and proxy.startswith("socks"):
+            return self._through_socks(proxy).open(lambda: request, clock)
         for resends_left in range(RESENDS, -1, -1):
-            clock.begin(transport_reports=self._config.transport is None)
+            clock.begin()
             try:
                 return self._send(request, clock)
             except Exception as fault:
                 again = resends_left > 0 and never_processed(fault, clock)
-                error = error_for(fault, clock, request.origin[1], ours=self._config.transport is None)
+                error = error_of(fault, clock, request.origin[1])
             if not again:
                 break
         raise error
 
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Serve ``llm.client``."""
-        self._drain()
-        return self._transport(origin_of(request.url)).handle_request(request)
+    def _send(self, request: Request, clock: Clock) -> Response:
+        connection = self._lease(request.origin, clock)
+        try:
+            response = connection.start(request)
+            response.head()
+        except BaseException:
+            connection.close()
+            self.give_back(connection)
+            raise
+        return response
+
+    def _lease(self, origin: Origin, clock: Clock) -> Connection:
+        while (connection := self._found(origin, clock)) is not None:
+            if connection.is_fresh():
+                return connection
+            connection.close()
+            self.give_back(connection)
+        return self._dialed(origin, clock)
+
+    def _found(self, origin: Origin, clock: Clock) -> Connection | None:
+        """Return an idle connection, or None where one is to be dialed; at the limit, wait for either."""
+        with self._changed:
+            while True:
+                if self._closed:
+                    raise LLMClosedError("The client is closed.")
+                self._take_back()
+                connection = self._shelf.lease(origin)
+                if connection is not None:
+                    connection.lease(clock)
+                    self._shelf.update(connection, 0.0)
+                    return connection
+                if self._shelf.may_dial(origin, 1):
+                    self._shelf.dial(origin)
+                    return None
+                self._wait(clock)
+
+    def _wait(self, clock: Clock) -> None:
+        if clock.over():
+            raise clock.failure()
+        self._waiting += 1
+        try:
+            self._changed.wait(LOOK)
+        finally:
+            self._waiting -= 1
+
+    def _dialed(self, origin: Origin, clock: Clock) -> Connection:
+        connection = None
+        clock.connecting()
+        try:
+            connection = self._connected(origin, clock)
+            return connection
+        finally:
+            with self._changed:
+                self._shelf.dialed(origin)
+                if connection is not None:
+                    self._shelf.add(connection, 0.0)
+                self._changed.notify()
+
+    def _connected(self, origin: Origin, clock: Clock) -> Connection:
+        proxy = self._proxies.of(origin)
+        steps = opening(self._settings, origin, proxy)
+        connection = Connection(self, origin, connect(*address_of(origin, proxy), clock))
+        connection.lease(clock)
+        try:
+            connection.open(steps)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _through_socks(self, proxy: str) -> Foreign:
+        with self._changed:
+            if proxy not in self._foreign:
+                import httpx
+
+                from .foreign import Foreign, for_socks
+
+                self._foreign[proxy] = Foreign(httpx.HTTPTransport(**for_socks(proxy, self._settings)), ours=True)
+            return self._foreign[proxy]
+
+    # --- What is given back ---------------------------------------------------------------------------------------
+
+    def give_back(self, connection: Connection) -> None:
+        """Take a connection back that its call has done with; from finalizers too, so without waiting for the lock."""
+        if self._closed:
+            connection.close()
+        self._returned.append(connection)
+        if self._waiting and self._changed.acquire(blocking=False):
+            try:
+                self._changed.notify()
+            finally:
+                self._changed.release()
+
+    def _take_back(self) -> None:
+        now = time.monotonic()
+        while self._returned:
+            connection = self._returned.popleft()
+            connection.leased = False
+            if connection.closed:
+                self._shelf.remove(connection)
+                continue
+            for other in self._shelf.update(connection, now):
+                self._drop(other)
+        for other in self._shelf.expired(now):
+            self._drop(other)
+
+    def _drop(self, connection: Connection) -> None:
+        connection.close()
+        self._shelf.remove(connection)
+
+    # --- The end --------------------------------------------------------------------------------------------------
+
+    def sleep(self, clock: Clock, seconds: float) -> None:
+        """Wait between two tries."""
+        clock.sleep(seconds)
 
     def close(self) -> None:
         """Close every socket, from any thread; a wait that is under way on one ends with an error."""
         self._closed = True
-        self._draining.clear()
-        for stream in list(self._sockets):
-            stream.abort()
+        if self.is_inherited():
+            return self.abandon()
+        while self._returned:  # without the lock: this may be a finalizer
+            with contextlib.suppress(IndexError):
+                self._returned.popleft().close()
+        for connection in list(self._shelf.connections):
+            connection.abort()
+        for foreign in list(self._foreign.values()):
+            foreign.close()
 
-    def sleep(self, clock: Clock, seconds: float) -> None:
-        """Wait between two tries."""
-        awake = threading.Event()
-        clock.wake = awake.set
-        if clock.reason is not None or awake.wait(seconds):
-            raise clock.failure()
+    def is_inherited(self) -> bool:
+        """Say whether this is a forked child, and the connections the parent's."""
+        return self._pid != os.getpid()
 
-    def add(self, stream: SocketStream) -> None:
-        """Keep a new socket, to be able to close it."""
-        self._sockets.add(stream)
-        if self._closed:
-            stream.abort()
+    def abandon(self) -> None:
+        """Close the descriptors that a forked child has inherited: any byte sent on them would be the parent's."""
+        self._closed = True
+        for connection in list(self._shelf.connections):
+            connection.abandon()
 
-    def remove(self, stream: SocketStream) -> None:
-        """Forget a socket that is closed."""
-        self._sockets.discard(stream)
 
-    def tls_context(self) -> ssl.SSLContext:
-        """Return the TLS context of this pool, made on first need."""
-        config = self._config
-        return context_for(config.verify, config.cert, http2=config.http2 == "prior_knowledge", trust_env=config.trust_env)
+class Connection:
+    """One connection: its socket, TLS if any, and the protocol that is spoken on it; used by one call at a time.
 
-    def drain_later(self, response: Response) -> None:
-        """Take back a connection whose answer is over but for the end of the message."""
-        self._draining.append(response)
+    Another thread may do one thing to it, at any time: ``abort``.
+    """
 
-    def _drain(self) -> None:
-        while self._draining:
-            try:
-                response = self._draining.pop()
-            except IndexError:  # another thread was faster
+    def __init__(self, pool: Pool, origin: Origin, sock: socket.socket) -> None:
+        self.origin = origin
+        self.closed = False
+        self.leased = False
+        self.protocol: HTTPConnection
+        self._pool = pool
+        self._sock = sock
+        self._tls: TLSLayer | None = None
+        self._clock: Clock
+        self._guard = threading.RLock()  # re-entrant: a finalizer may close while this thread holds it
+        self._refuses = False  # the peer takes nothing more; what it has sent is still worth reading
+        self._patience: float | None = None  # seconds that the socket waits at each call, as it was told last
+
+    # --- What the shelf asks --------------------------------------------------------------------------------------
+
+    streams = 1
+    settled = True
+
+    @property
+    def room(self) -> int:
+        """1 where a call may lease it; what it has to read first is found out then."""
+        return 0 if self.leased or self.closed else 1
+
+    @property
+    def idle(self) -> bool:
+        """Whether no call has it."""
+        return not self.leased
+
+    # --- Opening and closing --------------------------------------------------------------------------------------
+
+    def lease(self, clock: Clock) -> None:
+        """Give it to one call, whose clock can end its waits from any thread."""
+        self.leased = True
+        self._clock = clock
+        clock.wake = self.abort
+
+    def open(self, steps: Opening) -> None:
+        """Run the opening: proxy, TLS, protocol."""
+        try:
+            sent = next(steps)
+            while True:
+                self._send(sent)
+                sent = steps.send(self._receive())
+        except Refusal as refusal:
+            with contextlib.suppress(OSError):
+                self._sock.send(refusal.alert)
+            raise
+        except LostError as lost:
+            raise ConnectError(str(lost)) from None
+        except StopIteration as done:
+            opened = done.value
+        self._tls, self.protocol = opened.tls, opened.protocol
+        self._send(opened.outgoing)
+        if opened.received or self._tls is not None:
+            self._take(opened.received)
+
+    def close(self) -> None:
+        """Close it; by the call that has it, or where nobody has."""
+        with self._guard:
+            self.closed = True
+            self._sock.close()
+
+    def abort(self) -> None:
+        """End every wait on it, from any thread; the call that has it then closes it."""
+        with self._guard:
+            if self.closed:
                 return
-            response.drain()
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+            if not self.leased:
+                self.close()
 
-    def _send(self, request: Request, clock: Clock) -> Response:
-        url = parsed_url(request.url)
-        sent = httpx.Request(request.method, url, headers=request.headers, content=request.body)
-        while True:
-            sent.extensions["timeout"] = self._waits(clock)
+    def abandon(self) -> None:
+        """Close the descriptor, in a forked child: the connection itself is the parent's."""
+        self.closed = True
+        self._sock.close()
+
+    # --- Requests -------------------------------------------------------------------------------------------------
+
+    def is_fresh(self) -> bool:
+        """Read what has arrived on an idle connection, its end perhaps, and say whether it takes a request."""
+        if self._is_readable():
             try:
-                answer = self._transport(request.origin).handle_request(sent)
-            except httpx.PoolTimeout:
-                if clock.remaining() == 0.0 or clock.reason is not None or self._config.transport is not None:
+                self.read()
+            except (Exception, KeyboardInterrupt):
+                self.close()
+                if self._clock.reason is not None:
                     raise
-                self._drain()  # what streams have left since then may be the connection that is waited for
+        return not self.closed and self.protocol.room > 0
+
+    def start(self, request: Request) -> Response:
+        """Write a request."""
+        clock = self._clock
+        clock.writing()
+        exchange = self.protocol.start(request, whole=request.whole)
+        self.flush()
+        while exchange.unsent is not None and not (exchange.ended or exchange.fault):
+            self.read()  # the server's flow control: it says when it takes more
+            self.flush()
+        clock.waiting()
+        return Response(self._pool, self, exchange, clock, request.origin[1])
+
+    def read(self) -> None:
+        """Wait for what the network brings, once, and take it."""
+        self.flush()
+        data = self._receive()
+        if data:
+            self._take(data)
+        else:
+            self._ended("")
+
+    def flush(self) -> None:
+        """Write what has to go out."""
+        data = self.protocol.outgoing()
+        if self._tls is not None:
+            data = self._tls.encrypt(data) if data else self._tls.outgoing()
+        if data:
+            self._send(data)
+
+    def stop(self, exchange: Exchange) -> None:
+        """Give an exchange up; this may run in a finalizer, so it waits for nothing."""
+        if self._pool.is_inherited():
+            return self.abandon()
+        if self.closed:
+            return
+        self.protocol.stop(exchange)
+        data = self.protocol.outgoing()
+        if data and self._tls is not None:
+            data = self._tls.encrypt(data)
+        if not self._send_now(data) or self.protocol.closing:
+            self.close()
+
+    # --- Reading and writing --------------------------------------------------------------------------------------
+
+    def _take(self, data: bytes) -> None:
+        tls = self._tls
+        if tls is not None:
+            try:
+                data = tls.decrypt(data)
+            except ssl.SSLError as error:
+                return self._ended(reason_of(error))
+        self.protocol.receive(data)
+        if tls is not None and tls.ended:
+            self._ended("")
+        elif self.protocol.closing:
+            with contextlib.suppress(LostError):
+                self.flush()
+            self.close()
+
+    def _ended(self, words: str) -> None:
+        if self._tls is not None and not self._tls.ended and not words:
+            words = "closed without TLS's close_notify"  # anybody can cut TCP
+        self.close()
+        self.protocol.lost(words)
+
+    def _receive(self) -> bytes:
+        """Return what one read of the socket brings, b"" at the end of the connection; raise LostError."""
+        clock = self._clock
+        while True:
+            if clock.over():
+                raise clock.failure()
+            self._be_patient(clock.remaining())
+            try:
+                data = self._sock.recv(READ_SIZE)
+            except (BlockingIOError, TimeoutError):
+                continue
+            except OSError as error:
+                if clock.reason is not None:
+                    raise clock.failure() from None
+                return self._lost(error)
+            if not data and clock.reason is not None:
+                raise clock.failure()
+            return data
+
+    def _lost(self, error: OSError) -> bytes:
+        words = error.strerror or str(error)
+        if hasattr(self, "protocol"):
+            self._ended(words)
+        raise LostError(words) from None
+
+    def _send(self, data: bytes) -> None:
+        """Send all, each piece within what is left of the wait."""
+        rest, clock = memoryview(data), self._clock
+        while rest and not self._refuses:
+            if clock.over():
+                raise clock.failure()
+            self._be_patient(clock.remaining())
+            try:
+                sent = self._sock.send(rest)
+            except (BlockingIOError, TimeoutError):
+                continue
+            except OSError as error:
+                if clock.reason is not None:
+                    raise clock.failure() from None
+                if not clock.sent:
+                    raise LostError(error.strerror or str(error)) from None
+                self._refuses = True
             else:
-                clock.answering = True
-                return Response(self, answer, clock, request.origin[1])
+                clock.sent = True
+                rest = rest[sent:]
 
-    def _waits(self, clock: Clock) -> dict[str, Any]:
-        if self._config.transport is not None:
-            return clock.seconds()
-        left = clock.remaining()
-        return {"connect": clock, "read": clock, "write": clock, "pool": POOL_LOOK if left is None else min(left, POOL_LOOK)}
+    def _send_now(self, data: bytes) -> bool:
+        """Send without waiting; False where not all of it went out."""
+        try:
+            self._sock.setblocking(False)
+            sent = self._sock.send(data) if data else 0
+            self._sock.setblocking(True)
+        except OSError:
+            return False
+        self._patience = None
+        return sent == len(data)
 
-    def _transport(self, origin: Origin) -> httpx.BaseTransport:
-        if self._closed:
-            raise LLMClosedError("The client is closed.")
-        if self._config.transport is not None:
-            return self._config.transport
-        proxy = self._proxies.of(origin)
-        key = (threading.get_ident() if self._config.http2 == "prior_knowledge" else 0, proxy)
-        with self._lock:
-            transport = self._transports.get(key)
-            if transport is None:
-                transport = self._transports[key] = self._made(proxy)
-        return transport
+    def _be_patient(self, seconds: float | None) -> None:
+        """Tell the socket how long to wait, where it does not know yet.
 
-    def _made(self, proxy: str | None) -> httpx.BaseTransport:
-        silence_hpack()
-        config = self._config
-        prior = config.http2 == "prior_knowledge"
-        transport = httpx.HTTPTransport(
-            verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),  # a dummy: httpcore would set ALPN on the real one
-            http1=not prior,
-            http2=prior,
-            limits=config.limits or default_limits(),
-            proxy=proxy,
-        )
-        # httpx has no public way to this; a test notices should the attribute go.
-        transport._pool._network_backend = Backend(self)
-        return transport
+        By SO_RCVTIMEO and SO_SNDTIMEO: a socket with ``settimeout`` costs a system call more at each read.
+        """
+        known = self._patience
+        if known is not None and (seconds is None or known <= seconds + 0.01) and known >= (seconds or 0.0) / 2:
+            return
+        self._patience = seconds
+        if sys.platform == "win32":
+            self._sock.settimeout(seconds)
+            self._patience = None
+            return
+        whole, part = divmod(max(seconds, 0.001), 1.0) if seconds is not None else (0, 0.0)
+        value = struct.pack("ll", int(whole), int(part * 1e6))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._sock.setsockopt(socket.SOL_SOCKET, option, value)
+
+    def _is_readable(self) -> bool:
+        try:
+            return readable(self._sock)
+        except (OSError, ValueError):  # closed meanwhile
+            return True
 
 
 class Response:
     """The answer to one attempt: head and body as it comes.
 
-    It is open until one of these, and after that each of them does nothing: the message's end is read (``read``); it is given
-    up (``close``); its text is over but the message's end is still to come (``finish``). After the latter two the next lease
-    cleans up, with ``drain``.
+    It is open until one of these, and after that each of them does nothing: the message's end is read (``read``); it is given up
+    (``close``, from finalizers too); its text is over but the message's end is still to come (``finish``).
     """
 
-    def __init__(self, pool: Pool, answer: httpx.Response, clock: Clock, host: str) -> None:
-        self.status = answer.status_code
-        self.headers = {name.lower(): value for name, value in answer.headers.items()}
-        self.http_version = answer.extensions.get("http_version", b"HTTP/1.1").decode("ascii", "replace")
+    __slots__ = ("_clock", "_connection", "_exchange", "_host", "_open", "_pool", "headers", "http_version", "status")
+
+    def __init__(self, pool: Pool, connection: Connection, exchange: Exchange, clock: Clock, host: str) -> None:
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.http_version = ""
         self._pool = pool
-        self._host = host
-        self._stream = answer.extensions.get("network_stream")
-        self._answer = answer
-        self._body = iter(answer.stream)  # type: ignore[arg-type]  # a sync transport's stream is a SyncByteStream
+        self._connection = connection
+        self._exchange = exchange
         self._clock = clock
+        self._host = host
         self._open = True
 
+    def head(self) -> None:
+        """Wait for the head, or where the answer is wanted whole, for its end."""
+        exchange, connection = self._exchange, self._connection
+        while not exchange.status or (exchange.whole and exchange.status < 300 and not (exchange.ended or exchange.held)):
+            if exchange.fault is not None:
+                self._clock.answering = exchange.status > 0
+                raise exchange.fault
+            connection.read()
+        self._clock.answering = True
+        self.status, self.headers = exchange.status, joined(exchange.headers)
+        self.http_version = connection.protocol.version
+
     def read(self) -> bytes:
-        """Return what one read of the network brings, b"" at the end of the message."""
-        if self._clock.remaining() == 0.0:
-            self.close()
-            raise self._clock.failure()
+        """Return what has come since the last read, b"" at the end of the message."""
+        exchange, clock = self._exchange, self._clock
         try:
-            data = next(self._body, None)
-            while data == b"":  # an empty HTTP/2 DATA frame, which is no end
-                data = next(self._body, None)
+            if clock.over():
+                raise clock.failure()
+            while not exchange.held:
+                if exchange.ended:
+                    self._release()
+                    return b""
+                if exchange.fault is not None:
+                    raise exchange.fault
+                self._connection.read()
+            return self._connection.protocol.take(exchange)
         except Exception as fault:
-            error = error_for(fault, self._clock, self._host, ours=self._pool._config.transport is None)
-        else:
-            if data is None and self._open:
-                self._open = False
-                self._clock.wake = None
-                self._give_back()
-            return data or b""
+            error = error_of(fault, clock, self._host)
+        except BaseException:
+            self._connection.close()  # this may be the middle of anything
+            raise
         self.close()
         raise error
 
-    def close(self) -> None:
-        """Give up what is left of the answer: over HTTP/1.1 the server is told by the closing of the connection.
+    def raw_headers(self) -> Headers:
+        """Return the headers as they came, one by one."""
+        return self._exchange.headers
 
-        A finalizer may call this in the middle of httpcore, so httpcore is left alone: the next lease cleans up.
-        """
-        if not self._open:
-            return
-        self._open = False
-        self._clock.wake = None
-        if isinstance(self._stream, _Stream) and self.http_version != "HTTP/2":
-            self._stream.abort()
-            self._pool.drain_later(self)
-        else:
-            self._answer.close()
+    def close(self) -> None:
+        """Give up what is left of the answer, and tell the server."""
+        if self._open:
+            self._connection.stop(self._exchange)
+            self._release()
 
     def finish(self) -> None:
         """Give the connection back after the last byte that was wanted; the message's own end may still be on its way."""
-        if self._open and self.http_version != "HTTP/2":
+        if self._open:
+            self._connection.protocol.finish(self._exchange)
+            self._release()
+
+    def _release(self) -> None:
+        if self._open:
             self._open = False
             self._clock.wake = None
-            self._pool.drain_later(self)
-        else:
-            self.close()
-
-    def drain(self) -> None:
-        """Read the end of the message if it has arrived, else drop the connection."""
-        self._clock.do_not_wait()
-        with contextlib.suppress(Exception):
-            next(self._body, None)
-        self._clock.wake = None
-        with contextlib.suppress(Exception):
-            self._give_back()
-
-    def _give_back(self) -> None:
-        if isinstance(self._stream, _Stream):
-            self._stream.asked = False
-        self._answer.close()
+            self._pool.give_back(self._connection)
 
 
-class Backend(httpcore.NetworkBackend):
-    """Makes the connections of one pool."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: Wait = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> SocketStream:
-        """Connect to the first address of a host that answers, all within one wait."""
-        if isinstance(timeout, Clock):
-            timeout.connecting()
-        error: Exception = OSError("the name has no address")
-        for family, kind, protocol, _, address in _resolved(host, port, timeout):
-            sock = socket.socket(family, kind, protocol)
-            stream = SocketStream(sock, self._pool)
-            try:
-                stream.connect(address, timeout)
-                return stream
-            except httpcore.ConnectError as refused:
-                stream.close()
-                error = refused
-            except BaseException:
-                stream.close()
-                raise
-        raise httpcore.ConnectError(f"{error} (port {port})")
-
-
-def _resolved(host: str, port: int, timeout: Wait) -> list[tuple[Any, ...]]:
-    found = resolve(host, port)
-    if isinstance(timeout, Clock):
-        timeout.wake = found.cancel
-        if timeout.reason is not None:
-            raise httpcore.ConnectError("closed")
-    try:
-        return found.result(_seconds(timeout))
-    except TimeoutError:
-        raise httpcore.ConnectTimeout(f"looking up {host}") from None
-    except OSError as error:
-        raise httpcore.ConnectError(str(error.strerror or error)) from None
-    except BaseException as error:  # concurrent.futures.CancelledError: the call was interrupted
-        raise httpcore.ConnectError(repr(error)) from None
-
-
-class _Stream(httpcore.NetworkStream):
-    """What a plain socket and TLS over one have in common: the phases of a call."""
-
-    pool: Pool
-    asked = False  # a request of ours has gone out whose answer is not over
-    _held = b""
-
-    def read(self, max_bytes: int, timeout: Wait = None) -> bytes:
-        """Return up to ``max_bytes``, b"" at the end."""
-        if self._held:
-            self._flush_held(timeout)
-        return self.receive(max_bytes, timeout)
-
-    def write(self, buffer: bytes, timeout: Wait = None) -> None:
-        """Send all of ``buffer``; head and body go together, when the answer is asked for."""
-        self.asked = isinstance(timeout, Clock)
-        self._held += buffer
-        if len(self._held) > READ_SIZE:
-            self._flush_held(timeout)
-
-    def _flush_held(self, timeout: Wait) -> None:
-        data, self._held = self._held, b""
-        if isinstance(timeout, Clock):
-            timeout.writing()
-        before = self.written()
+def connect(host: str, port: int, clock: Clock) -> socket.socket:
+    """Connect to the first address of a host that answers, all within one wait; raise ConnectError."""
+    error = "the name has no address"
+    for address in _resolved(host, port, clock):
+        sock = socket.socket(*address[:3])
         try:
-            self.send(data, timeout)
-        finally:
-            if isinstance(timeout, Clock):
-                timeout.sent = timeout.sent or self.written() > before
-        if isinstance(timeout, Clock):
-            timeout.waiting()
-
-    def written(self) -> int:
-        """Return how many bytes the socket has taken in all."""
-        raise NotImplementedError
-
-    def peek(self) -> bool:
-        """Say whether the socket has something to say."""
-        raise NotImplementedError
-
-    def is_stale(self) -> bool:
-        """Say whether an idle connection has something to say: its end, in all likelihood.
-
-        httpcore asks this of connections that another thread may be about to use: what comes after a request is its answer.
-        """
-        return not self.asked and self.peek() and not self.asked
-
-    def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: Wait = None
-    ) -> httpcore.NetworkStream:
-        """Put TLS over this stream, with the pool's context; ``ssl_context`` is the dummy that httpcore holds."""
-        try:
-            return TLSStream(self, self.pool.tls_context(), server_hostname, timeout)
+            _connect(sock, address[4], clock)
+            return sock
+        except OSError as refused:
+            sock.close()
+            error = refused.strerror or str(refused)
         except BaseException:
-            self.close()
+            sock.close()
             raise
-
-    def abort(self) -> None:
-        """Close the connection at once, from any thread."""
-        raise NotImplementedError
-
-    def receive(self, max_bytes: int, timeout: Wait) -> bytes:
-        """Read without a change of phase."""
-        raise NotImplementedError
-
-    def send(self, data: bytes, timeout: Wait) -> None:
-        """Write without a change of phase."""
-        raise NotImplementedError
+    raise ConnectError(f"{error} (port {port})")
 
 
-class SocketStream(_Stream):
-    """A TCP connection that any thread may abort."""
-
-    def __init__(self, sock: socket.socket, pool: Pool) -> None:
-        self.pool = pool
-        self._sock = sock
-        self._guard = threading.RLock()  # re-entrant: a finalizer may abort while this thread holds it
-        self._busy = False
-        self._aborted = False
-        self._written = 0
-        pool.add(self)
-
-    def connect(self, address: Any, timeout: Wait) -> None:
-        """Connect to one address."""
-
-        def step() -> None:
-            self._sock.connect(address)
-            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-        self.run(step, timeout, httpcore.ConnectTimeout, httpcore.ConnectError)
-
-    def receive(self, max_bytes: int, timeout: Wait) -> bytes:
-        """Read what has come."""
-        return self.run(lambda: self._sock.recv(max_bytes), timeout, httpcore.ReadTimeout, httpcore.ReadError)
-
-    def send(self, data: bytes, timeout: Wait) -> None:
-        """Send all, each piece within what is left of the wait."""
-        rest = memoryview(data)
-        while rest:
-            sent = self.run(lambda: self._sock.send(rest), timeout, httpcore.WriteTimeout, httpcore.WriteError)  # noqa: B023  # run at once
-            self._written += sent
-            rest = rest[sent:]
-
-    def run(self, step: Callable[[], R], timeout: Wait, late: type[Exception], broken: type[Exception]) -> R:
-        """Run one call of the socket within the wait, so that another thread can end it and nobody closes it under us."""
-        with self._guard:
-            if self._aborted:
-                raise broken("closed")
-            self._busy = True
+def _resolved(host: str, port: int, clock: Clock) -> list[Address]:
+    found = resolve(host, port)
+    while True:
+        if clock.over():
+            found.cancel()
+            raise clock.failure()
         try:
-            if isinstance(timeout, Clock):
-                timeout.wake = self.abort
-                if timeout.reason is not None:
-                    raise broken("closed")
-            self._sock.settimeout(_seconds(timeout))
-            return step()
-        except (TimeoutError, BlockingIOError):
-            raise late(f"{self._sock.getsockname()}") from None
-        except OSError as error:
-            raise broken(error.strerror or str(error)) from None
-        finally:
-            with self._guard:
-                self._busy = False
-                if self._aborted:
-                    self._close()
-
-    def abort(self) -> None:
-        """End the connection, and the wait on it; the descriptor goes when that wait has returned."""
-        with self._guard:
-            self._aborted = True
-            with contextlib.suppress(OSError):
-                self._sock.shutdown(socket.SHUT_RDWR)
-            if not self._busy:
-                self._close()
-
-    def close(self) -> None:
-        """Close the connection."""
-        with self._guard:
-            self._aborted = True
-            self._close()
-
-    def get_extra_info(self, info: str) -> Any:
-        """Tell httpcore what it asks about a connection."""
-        if info == "is_readable":
-            return self.is_stale()
-        return {"socket": self._sock}.get(info)
-
-    def written(self) -> int:
-        """Return how many bytes the socket has taken in all."""
-        return self._written
-
-    def peek(self) -> bool:
-        """Say whether the socket has something to say, its end included; its timeout is another thread's business."""
-        try:
-            return self._aborted or readable(self._sock)
-        except (OSError, ValueError):  # closed meanwhile
-            return True
-
-    def _close(self) -> None:
-        self.pool.remove(self)
-        self._sock.close()
+            return found.result(_a_while(clock))
+        except TimeoutError:
+            continue
+        except (OSError, UnicodeError) as error:
+            raise ConnectError(str(getattr(error, "strerror", None) or error)) from None
 
 
-class TLSStream(_Stream):
-    """TLS over another stream, which may itself be TLS (an https proxy)."""
+def _connect(sock: socket.socket, address: Any, clock: Clock) -> None:
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    code = sock.connect_ex(address)
+    if code and not _is_under_way(code):
+        raise OSError(code, os.strerror(code))
+    while code and not writable(sock, _a_while(clock)):
+        if clock.over():
+            raise clock.failure()
+    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if code:
+        raise OSError(code, os.strerror(code))
+    sock.setblocking(True)
 
-    def __init__(self, inner: _Stream, context: ssl.SSLContext, server_hostname: str | None, timeout: Wait) -> None:
-        self.pool = inner.pool
-        self._inner = inner
-        self._tls = TLSLayer(context, server_hostname)
-        try:
-            while not self._tls.handshake():
-                self._exchange(timeout)
-            self._flush(timeout)
-        except ssl.SSLError as error:
-            self._flush_alert()
-            raise httpcore.ConnectError(reason_of(error)) from None
-        except httpcore.ReadTimeout:
-            raise httpcore.ConnectTimeout("TLS handshake") from None
-        except (httpcore.ReadError, httpcore.WriteError) as error:
-            raise httpcore.ConnectError(f"TLS handshake: {error}") from None
 
-    def receive(self, max_bytes: int, timeout: Wait) -> bytes:
-        """Read and decrypt; an end without close_notify is a broken connection, since anybody can cut TCP."""
-        try:
-            while (data := self._tls.read(max_bytes)) is None:
-                self._exchange(timeout)
-        except ssl.SSLError as error:
-            raise httpcore.ReadError(reason_of(error)) from None
-        return data
-
-    def send(self, data: bytes, timeout: Wait) -> None:
-        """Encrypt and send."""
-        try:
-            self._tls.write(data)
-        except ssl.SSLError as error:
-            raise httpcore.WriteError(reason_of(error)) from None
-        self._flush(timeout)
-
-    def abort(self) -> None:
-        """Close the connection beneath."""
-        self._inner.abort()
-
-    close = abort
-
-    def get_extra_info(self, info: str) -> Any:
-        """Tell httpcore what it asks about a connection."""
-        if info == "is_readable":
-            return self.is_stale()
-        return self._tls.object if info == "ssl_object" else self._inner.get_extra_info(info)
-
-    def written(self) -> int:
-        """Return how many bytes the socket beneath has taken in all."""
-        return self._inner.written()
-
-    def peek(self) -> bool:
-        """Say whether the socket beneath has something to say."""
-        return self._inner.peek()
-
-    def _exchange(self, timeout: Wait) -> None:
-        self._flush(timeout)
-        self._tls.receive(self._inner.receive(READ_SIZE, timeout))
-
-    def _flush(self, timeout: Wait) -> None:
-        if data := self._tls.outgoing():
-            self._inner.send(data, timeout)
-
-    def _flush_alert(self) -> None:
-        """Tell the server why its certificate is refused; whether it hears it does not matter."""
-        with contextlib.suppress(httpcore.NetworkError, httpcore.TimeoutException):
-            self._flush(1.0)
+def _a_while(clock: Clock) -> float:
+    left = clock.remaining()
+    return LOOK if left is None else min(left, LOOK)
 
 
 def readable(sock: socket.socket) -> bool:
@@ -527,5 +590,15 @@ def readable(sock: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def _seconds(timeout: Wait) -> float | None:
-    return timeout.remaining() if isinstance(timeout, Clock) else timeout
+def writable(sock: socket.socket, seconds: float) -> bool:
+    """Wait until a socket takes data or has failed; False where the time ran out."""
+    if not hasattr(select, "poll"):
+        _, ready, failed = select.select([], [sock], [sock], seconds)
+        return bool(ready or failed)
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    return bool(poll.poll(seconds * 1e3))
+
+
+def _is_under_way(code: int) -> bool:
+    return code in (errno.EINPROGRESS, errno.EWOULDBLOCK, getattr(errno, "WSAEWOULDBLOCK", errno.EWOULDBLOCK))

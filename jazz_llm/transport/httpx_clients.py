@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from ..request import ask_key, ask_key_async, authorization
+from .httpx_transports import asend, send
 
 if TYPE_CHECKING:
     from ..client import OpenAICompatibleLLM
@@ -71,7 +72,8 @@ class _Borrowed(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         self._llm._check_open()
-        return self._llm._shared.pool().handle_request(request)
+        own = self._llm._config.transport
+        return own.handle_request(request) if own else send(self._llm._shared.pool(), request)
 
 
 class _AsyncBorrowed(httpx.AsyncBaseTransport):
@@ -82,4 +84,5 @@ class _AsyncBorrowed(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self._llm._check_open()
-        return await self._llm._shared.apool().handle_async_request(request)
+        own = self._llm._config.async_transport
+        return await (own.handle_async_request(request) if own else asend(self._llm._shared.apool(), request))

@@ -8,19 +8,19 @@ import threading
 from concurrent.futures import Future, InvalidStateError
 from functools import lru_cache
 from typing import Any
-
-import httpx
+from urllib.parse import urlsplit
 
 from ..config import is_loopback
+from .exchange import Origin
 
-Address = tuple[Any, ...]
-Origin = tuple[str, str, int]
+Address = tuple[Any, ...]  # family, kind, protocol, canonical name, address: as getaddrinfo returns them
 
 
 @lru_cache(maxsize=64)
-def parsed_url(url: str) -> httpx.URL:
-    """Return the URL as httpx wants it; parsing costs more than the rest of a request."""
-    return httpx.URL(url)
+def target_of(url: str) -> str:
+    """Return what stands in the request line for a URL: path and query."""
+    parts = urlsplit(url)
+    return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
 
 def resolve(host: str, port: int) -> Future[list[Address]]:

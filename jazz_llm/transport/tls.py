@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import ssl
+from collections.abc import Generator
 from functools import lru_cache
 
 from ..errors import LLMConfigurationError
+
+_READ_SIZE = 16 * 1024  # the most that one record holds (RFC 8446, section 5.1)
 
 
 def context_for(
@@ -57,43 +60,65 @@ def _load_authorities(context: ssl.SSLContext, verify: bool | str, variables: tu
 
 
 class TLSLayer:
-    """One TLS connection over memory: bytes of the network in, bytes for the network out, no socket, no waiting."""
+    """One TLS connection over memory: bytes of the network in, bytes for the network out, no socket, no waiting.
 
-    def __init__(self, context: ssl.SSLContext, server_hostname: str | None) -> None:
+    ``inner`` is the TLS that this one runs in, to an https proxy. ``ended``: the peer has said that nothing more comes.
+    """
+
+    def __init__(self, context: ssl.SSLContext, server_hostname: str, inner: TLSLayer | None = None) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.object = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_hostname)
+        self._object = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_hostname)
+        self._inner = inner
+        self.ended = False
 
-    def handshake(self) -> bool:
-        """Go on with the handshake; False while it needs more from the network. Raise ssl.SSLError where it fails."""
+    def handshake(self) -> Generator[bytes, bytes, bytes]:
+        """Yield what is to be sent, take what then comes, and return what is still to be sent; raise ssl.SSLError."""
+        while True:
+            try:
+                self._object.do_handshake()
+            except ssl.SSLWantReadError:
+                self._take((yield self.outgoing()))
+            else:
+                return self.outgoing()
+
+    def alpn(self) -> str | None:
+        """Return the protocol that was agreed on."""
+        return self._object.selected_alpn_protocol()
+
+    def encrypt(self, data: bytes) -> bytes:
+        """Return the records that carry ``data``, and whatever else has to go out."""
+        self._object.write(data)
+        return self.outgoing()
+
+    def decrypt(self, data: bytes) -> bytes:
+        """Return what ``data`` completes; raise ssl.SSLError where it is no TLS."""
+        self._take(data)
+        tls, incoming = self._object, self._incoming
+        pieces = []
+        # One read too many costs an exception, so it goes on only while something is there.
         try:
-            self.object.do_handshake()
+            while incoming.pending or tls.pending():
+                piece = tls.read(_READ_SIZE)
+                if not piece:
+                    self.ended = True
+                    break
+                pieces.append(piece)
         except ssl.SSLWantReadError:
-            return False
-        return True
-
-    def receive(self, data: bytes) -> None:
-        """Take what the network brought; b"" is its end."""
-        if data:
-            self._incoming.write(data)
-        else:
-            self._incoming.write_eof()
+            pass
+        except ssl.SSLZeroReturnError:
+            self.ended = True
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def outgoing(self) -> bytes:
         """Return what has to go to the network."""
-        return self._outgoing.read()
+        data = self._outgoing.read() if self._outgoing.pending else b""
+        return data if self._inner is None or not data else self._inner.encrypt(data)
 
-    def read(self, size: int) -> bytes | None:
-        """Return decrypted bytes, None where more of the network is needed, b"" after the peer's close_notify."""
-        try:
-            return self.object.read(size)
-        except ssl.SSLWantReadError:
-            return None
-        except ssl.SSLZeroReturnError:
-            return b""
-
-    def write(self, data: bytes) -> None:
-        """Encrypt; MemoryBIO takes any amount."""
-        self.object.write(data)
+    def _take(self, data: bytes) -> None:
+        if self._inner is not None:
+            data = self._inner.decrypt(data)
+        if data:
+            self._incoming.write(data)
 
 
 def reason_of(error: ssl.SSLError) -> str:

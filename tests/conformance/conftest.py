@@ -53,5 +53,4 @@ def wire(request: pytest.FixtureRequest, authority: Authority, colour: Sync | As
 @pytest.fixture
 def version(wire: Wire, colour: Sync | Async) -> str:
     """Return the protocol that this colour must speak on this wire."""
-    http2 = wire.name == "prior-knowledge" or (wire.name == "http2-tls" and colour.name == "async")
-    return "HTTP/2" if http2 else "HTTP/1.1"
+    return "HTTP/2" if wire.name in ("prior-knowledge", "http2-tls") else "HTTP/1.1"

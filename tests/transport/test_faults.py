@@ -18,7 +18,9 @@ from jazz_llm import (
     LLMTimeoutError,
 )
 from jazz_llm.timing import Clock, Timeouts
-from jazz_llm.transport.faults import error_for, never_processed, silence_hpack
+from jazz_llm.transport.exchange import ConnectError, Fault, LostError, ProtocolError
+from jazz_llm.transport.faults import error_of, joined, never_processed, silence_hpack
+from jazz_llm.transport.foreign import _translated
 
 OF_HTTPX = [value for value in vars(httpx).values() if inspect.isclass(value) and issubclass(value, httpx.TransportError)]
 
@@ -29,11 +31,72 @@ def clock(*, sent: bool = True, answering: bool = False) -> Clock:
     return made
 
 
+CASES = [
+    (ConnectError("refused"), {"sent": False}, LLMConnectionError, {"maybe_processed": False, "retryable": True}),
+    (ConnectError("certificate: expired", retryable=False), {"sent": False}, LLMConnectionError, {"maybe_processed": False, "retryable": False}),
+    (LostError("reset"), {}, LLMConnectionError, {"maybe_processed": True, "retryable": True}),
+    (LostError("reset"), {"sent": False}, LLMConnectionError, {"maybe_processed": False, "retryable": True}),
+    (LostError("GOAWAY", unprocessed=True), {}, LLMConnectionError, {"maybe_processed": False, "retryable": True}),
+    (LostError("reset"), {"answering": True}, LLMStreamTruncatedError, {"retryable": True}),
+    (LostError("reset", code=2), {"answering": True}, LLMStreamTruncatedError, {}),
+    (LostError("reset", code=11), {}, LLMRateLimitError, {"retryable": True, "code": "overloaded"}),
+    (ProtocolError("no status line"), {}, LLMResponseError, {"retryable": False, "status_code": None}),
+    (ProtocolError("bad chunk size"), {"answering": True}, LLMResponseError, {"status_code": 200}),
+]
+
+
+@pytest.mark.parametrize(("fault", "state", "cls", "details"), CASES)
+def test_what_a_fault_means(fault: Fault, state: dict, cls: type[LLMError], details: dict) -> None:
+    error = error_of(fault, clock(**state), "host")
+    assert type(error) is cls
+    assert {name: getattr(error, name) for name in details} == details
+    assert "host" in str(error)
+
+
+def test_what_is_no_fault_stays_as_it_is() -> None:
+    for error in (ValueError("a slip"), LLMConfigurationError("verify")):
+        assert error_of(error, clock(), "host") is error
+
+
+@pytest.mark.parametrize(("code", "name"), [(2, "INTERNAL_ERROR"), (8, "CANCEL"), (99, "HTTP/2 error code 99")])
+def test_a_reset_is_named(code: int, name: str) -> None:
+    assert name in str(error_of(LostError("reset", code=code), clock(answering=True), "host"))
+
+
+def test_a_call_that_was_interrupted_says_so_whatever_broke() -> None:
+    interrupted = clock()
+    interrupted.interrupt("closed")
+    assert isinstance(error_of(LostError("closed"), interrupted, "host"), LLMClosedError)
+
+
+@pytest.mark.parametrize(
+    ("fault", "state", "unprocessed"),
+    [
+        (LostError("reset"), {"sent": False}, True),
+        (LostError("reset"), {"sent": True}, False),
+        (LostError("refused", unprocessed=True), {"sent": True}, True),
+        (LostError("refused", unprocessed=True), {"answering": True}, False),
+        (ConnectError("refused"), {"sent": False}, False),  # the retries' business, with a wait between
+        (ProtocolError("nonsense"), {"sent": False}, False),
+    ],
+)
+def test_what_the_server_provably_never_began(fault: Fault, state: dict, unprocessed: bool) -> None:
+    assert never_processed(fault, clock(**state)) is unprocessed
+
+
+def test_headers_that_come_twice_are_joined() -> None:
+    assert joined((("a", "1"), ("b", "2"))) == {"a": "1", "b": "2"}
+    assert joined((("a", "1"), ("b", "2"), ("a", "3"))) == {"a": "1, 3", "b": "2"}
+
+
+# --- Transports that are not ours
+
+
 @pytest.mark.parametrize("answering", [False, True])
 @pytest.mark.parametrize("kind", OF_HTTPX, ids=lambda kind: kind.__name__)
-def test_every_transport_exception_is_mapped(kind: type[httpx.TransportError], answering: bool) -> None:
-    fault = kind("what went wrong")
-    error = error_for(fault, clock(answering=answering), "host", ours=False)
+def test_every_exception_of_httpx_is_mapped(kind: type[httpx.TransportError], answering: bool) -> None:
+    state = clock(answering=answering)
+    error = error_of(_translated(kind("what went wrong"), state, ours=False), state, "host")
     assert isinstance(error, LLMError)
     assert (error.__cause__, error.__context__) == (None, None)
 
@@ -47,65 +110,38 @@ def test_every_exception_of_httpcore_reaches_us_as_one_of_httpx() -> None:
     assert missing == {"ConnectionNotAvailable"}  # which the pool handles itself before the answer begins
 
 
-CASES = [
-    (httpx.ConnectError("refused"), {"sent": False}, LLMConnectionError, {"maybe_processed": False, "retryable": True}),
+RESET = "<StreamReset stream_id:1, error_code:{}, remote_reset:True>"
+TRANSLATED = [
     (httpx.ConnectError("certificate: expired"), {"sent": False}, LLMConnectionError, {"maybe_processed": False, "retryable": False}),
     (httpx.ProxyError("407"), {}, LLMConnectionError, {"maybe_processed": False}),
-    (httpx.ReadError("reset"), {}, LLMConnectionError, {"maybe_processed": True, "retryable": True}),
-    (httpx.WriteError("pipe"), {"sent": False}, LLMConnectionError, {"maybe_processed": False, "retryable": True}),
+    (httpx.WriteError("pipe"), {"sent": False}, LLMConnectionError, {"maybe_processed": False}),
     (httpx.RemoteProtocolError("Server disconnected without sending a response."), {}, LLMConnectionError, {"maybe_processed": True}),
     (httpx.RemoteProtocolError("illegal status line"), {}, LLMResponseError, {"retryable": False}),
-    (httpx.ReadError("reset"), {"answering": True}, LLMStreamTruncatedError, {"retryable": True}),
     (httpx.RemoteProtocolError("peer closed connection without sending complete message body"), {"answering": True}, LLMStreamTruncatedError, {}),
     (httpx.RemoteProtocolError("illegal chunk header"), {"answering": True}, LLMResponseError, {}),
-    (httpx.RemoteProtocolError("<StreamReset stream_id:1, error_code:2, remote_reset:True>"), {"answering": True}, LLMStreamTruncatedError, {}),
-    (httpx.RemoteProtocolError("<StreamReset stream_id:1, error_code:11, remote_reset:True>"), {}, LLMRateLimitError, {"retryable": True}),
-    (httpx.UnsupportedProtocol("socks"), {}, LLMConfigurationError, {}),
+    (httpx.RemoteProtocolError(RESET.format(2)), {"answering": True}, LLMStreamTruncatedError, {}),
+    (httpx.RemoteProtocolError(RESET.format(7)), {}, LLMConnectionError, {"maybe_processed": False}),
+    (httpx.RemoteProtocolError(RESET.format("ErrorCodes.ENHANCE_YOUR_CALM")), {}, LLMRateLimitError, {"retryable": True}),
+    (httpx.RemoteProtocolError("<ConnectionTerminated error_code:0, last_stream_id:0, additional_data:None>"), {}, LLMConnectionError, {"maybe_processed": False}),
+    (httpx.RemoteProtocolError("<ConnectionTerminated error_code:0, last_stream_id:1, additional_data:None>"), {}, LLMConnectionError, {"maybe_processed": True}),
+    (httpx.UnsupportedProtocol("gopher"), {}, LLMConfigurationError, {}),
     (httpx.PoolTimeout("full"), {}, LLMTimeoutError, {"phase": "pool"}),
     (httpx.ConnectTimeout(""), {}, LLMTimeoutError, {"phase": "connect"}),
 ]
 
 
-@pytest.mark.parametrize(("fault", "state", "cls", "details"), CASES)
-def test_what_a_fault_means(fault: Exception, state: dict, cls: type[LLMError], details: dict) -> None:
-    error = error_for(fault, clock(**state), "host", ours=True)
+@pytest.mark.parametrize(("raised", "state", "cls", "details"), TRANSLATED)
+def test_what_an_exception_of_httpx_means(raised: Exception, state: dict, cls: type[LLMError], details: dict) -> None:
+    now = clock(**state)
+    error = error_of(_translated(raised, now, ours=True), now, "host")
     assert type(error) is cls
     assert {name: getattr(error, name) for name in details} == details
 
 
 def test_a_slip_of_httpcore_is_a_lost_connection_and_a_users_own_error_stays() -> None:
     slip = ValueError("semaphore released too many times")
-    assert type(error_for(slip, clock(), "host", ours=True)) is LLMConnectionError
-    assert error_for(slip, clock(), "host", ours=False) is slip
-
-
-def test_a_reset_is_named() -> None:
-    fault = httpx.RemoteProtocolError("<StreamReset stream_id:1, error_code:2, remote_reset:True>")
-    assert "INTERNAL_ERROR" in str(error_for(fault, clock(answering=True), "host", ours=True))
-
-
-def test_a_call_that_was_interrupted_says_so_whatever_broke() -> None:
-    interrupted = clock()
-    interrupted.interrupt("closed")
-    assert isinstance(error_for(httpx.ReadError("closed"), interrupted, "host", ours=True), LLMClosedError)
-
-
-@pytest.mark.parametrize(
-    ("fault", "state", "unprocessed"),
-    [
-        (httpx.ReadError("reset"), {"sent": False}, True),
-        (httpx.ReadError("reset"), {"sent": True}, False),
-        (httpx.ConnectError("refused"), {"sent": False}, False),  # the retries' business, with a wait between
-        (httpx.PoolTimeout("full"), {"sent": False}, False),
-        (httpx.RemoteProtocolError("<StreamReset stream_id:1, error_code:7, remote_reset:True>"), {}, True),
-        (httpx.RemoteProtocolError("<StreamReset stream_id:1, error_code:7, remote_reset:True>"), {"answering": True}, False),
-        (httpx.RemoteProtocolError("<StreamReset stream_id:1, error_code:2, remote_reset:True>"), {}, False),
-        (httpx.RemoteProtocolError("<ConnectionTerminated error_code:0, last_stream_id:0, additional_data:None>"), {}, True),
-        (httpx.RemoteProtocolError("<ConnectionTerminated error_code:0, last_stream_id:1, additional_data:None>"), {}, False),
-    ],
-)
-def test_what_the_server_provably_never_began(fault: Exception, state: dict, unprocessed: bool) -> None:
-    assert never_processed(fault, clock(**state)) is unprocessed
+    assert type(error_of(_translated(slip, clock(), ours=True), clock(), "host")) is LLMConnectionError
+    assert _translated(slip, clock(), ours=False) is slip
 
 
 def test_hpack_logs_no_header(caplog: pytest.LogCaptureFixture) -> None:
