@@ -439,8 +439,6 @@ class _StreamState:
             self._first_content = time.perf_counter()
         if decoder.finished and not was_finished:
             self._clock.tail()
-        elif decoder.progress and not was_finished:
-            self._clock.content()
         return texts
 
     def _lost(self, error: LLMError) -> bytes:
@@ -663,19 +661,17 @@ class TextStream(_StreamState, Generic[T]):
         return texts
 
     def _read_on(self) -> list[str] | None:
-        while not self._decoder.over:
-            texts = self._decode(self._read())
-            if texts or self._decoder.progress:
+        decoder, answer = self._decoder, self._answer
+        while not decoder.over:
+            try:
+                data = answer.read()
+            except LLMError as error:
+                data = self._lost(error)
+            texts = self._decode(data)
+            if texts or decoder.progress:
                 return texts
         self._finish()
         return None
-
-    def _read(self) -> bytes:
-        try:
-            data: bytes = self._answer.read()
-        except LLMError as error:
-            data = self._lost(error)
-        return data
 
 
 class AsyncTextStream(_StreamState, Generic[T]):
@@ -802,16 +798,14 @@ class AsyncTextStream(_StreamState, Generic[T]):
         return texts
 
     async def _read_on(self) -> list[str] | None:
-        while not self._decoder.over:
-            texts = self._decode(await self._read())
-            if texts or self._decoder.progress:
+        decoder, answer = self._decoder, self._answer
+        while not decoder.over:
+            try:
+                data = await answer.aread()
+            except LLMError as error:
+                data = self._lost(error)
+            texts = self._decode(data)
+            if texts or decoder.progress:
                 return texts
         self._finish()
         return None
-
-    async def _read(self) -> bytes:
-        try:
-            data: bytes = await self._answer.aread()
-        except LLMError as error:
-            data = self._lost(error)
-        return data

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import math
 import os
 import ssl
 import threading
@@ -24,7 +25,7 @@ from .alarm import Alarm, Ticker, Work, asleep, call_soon, is_running_here
 from .exchange import ConnectError, Exchange, Headers, HTTPConnection, Origin, Request
 from .faults import error_of, joined, never_processed
 from .names import Proxies
-from .opening import Opening, Refusal, Settings, address_of, opening
+from .opening import Opening, RefusedError, Settings, address_of, opening
 from .pool import Shelf
 from .sockets import LoopSocket, connect
 from .tls import TLSLayer, reason_of
@@ -258,14 +259,25 @@ class LoopPool:
 
     # --- What connections and responses tell ----------------------------------------------------------------------
 
+    def taken(self, connection: AsyncConnection) -> None:
+        """Take note that a connection has got another exchange."""
+        self._shelf.taken(connection)
+
+    def returned(self, connection: AsyncConnection) -> None:
+        """Take note that an exchange of a connection is over."""
+        for other in self._shelf.returned(connection, time.monotonic()):
+            other.close()
+        if self._sweeper is None:
+            self._sweep_later()
+        if self._queues:
+            self._serve(connection.origin)
+
     def update(self, connection: AsyncConnection) -> None:
-        """Take note that a connection may have more room now, or less, or none for ever."""
+        """Take note that the server has said something about the room of a connection, or that it is closed."""
         if connection.closed:
             self._shelf.remove(connection)
         elif connection in self._shelf.connections:
-            for other in self._shelf.update(connection, time.monotonic()):
-                other.close()
-            self._sweep_later()
+            self._shelf.update(connection, time.monotonic())
         if self._queues:
             self._serve(connection.origin)
 
@@ -274,6 +286,8 @@ class LoopPool:
 
         Nothing is written here: a finalizer can run in the middle of another write.
         """
+        if self._pid != os.getpid():
+            return self.abandon()
         self._dropped.append(response)
         call_soon(self.loop, self._stop_dropped)
 
@@ -283,7 +297,7 @@ class LoopPool:
 
     def _sweep_later(self) -> None:
         due = self._shelf.next_expiry()
-        if due is not None and self._sweeper is None:
+        if due is not None and due < math.inf and self._sweeper is None:
             self._sweeper = self.loop.call_later(max(0.0, due - time.monotonic()) + 0.01, self._sweep)
 
     def _sweep(self) -> None:
@@ -409,7 +423,7 @@ class AsyncConnection:
                     arrived.clear()
                     await arrived.wait()
                 self.socket.write(steps.send(received.popleft()))
-        except Refusal as refusal:
+        except RefusedError as refusal:
             self.socket.write(refusal.alert)
             raise
         except StopIteration as done:
@@ -451,7 +465,7 @@ class AsyncConnection:
         else:
             clock.writing()
             self._writing.append((exchange, clock))
-        self._pool.update(self)
+        self._pool.taken(self)
         return AsyncResponse(self._pool, self, exchange, alarm, request.origin[1])
 
     def take(self, exchange: Exchange) -> bytes:
@@ -468,7 +482,8 @@ class AsyncConnection:
             return
         (self.protocol.stop if stop else self.protocol.finish)(exchange)
         self._tidy()
-        self._pool.update(self)
+        if not self.socket.closed:
+            self._pool.returned(self)
 
     # --- Reading and writing --------------------------------------------------------------------------------------
 
@@ -523,7 +538,8 @@ class AsyncResponse:
     """The answer to one attempt: head and body as it comes.
 
     It is open until one of these, and after that each of them does nothing: the message's end is read (``aread``); it is given
-    up (``close``, from anywhere; ``aclose``, from its reader); its text is over but the message's end is still to come (``finish``).
+    up (``close``, from anywhere; ``aclose``, from its reader); its text is over but the message's end is still to come
+    (``finish``).
     """
 
     __slots__ = ("_alarm", "_connection", "_exchange", "_host", "_open", "_pool", "headers", "http_version", "status")

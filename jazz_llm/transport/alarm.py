@@ -33,9 +33,9 @@ class Work(Protocol[R_co]):
 class Alarm:
     """Ends the waits of one call when its clock runs out or is interrupted.
 
-    There are two kinds of wait. On something of ours the call awaits the future of ``waiting()``, which ``wake()`` resolves, and
-    looks itself at what has happened. Foreign work runs under ``guard()``, which cancels it, by the rules of
-    ``asyncio.timeout`` for telling its own cancellation from another's. ``fault`` is what somebody else found out for this call.
+    There are two kinds of wait. On something of ours the call awaits the future of ``waiting()``, which ``wake()`` resolves,
+    and looks itself at what has happened. Foreign work runs under ``guard()``, which cancels it, by the rules of
+    ``asyncio.timeout`` for telling its own cancellation from another's. ``fault`` is what somebody else found out for us.
     """
 
     __slots__ = ("_cancelling", "_rang", "_task", "_waiter", "clock", "fault", "loop")

@@ -1,7 +1,7 @@
 """The sync pool: plain sockets, each leased to one call at a time, so that threads share nothing.
 
-Over TLS that agreed on HTTP/2 a connection still carries one call, which can be stopped by RST_STREAM and leaves the connection for
-the next. Nobody reads from it while the caller's own code runs: a server's PING is answered at the next read.
+Over TLS that agreed on HTTP/2 a connection still carries one call, which can be stopped by RST_STREAM and leaves the
+connection for the next. Nobody reads from it while the caller's own code runs: a server's PING is answered at the next read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from . import READ_SIZE, RESENDS
 from .exchange import ConnectError, Exchange, Headers, HTTPConnection, LostError, Origin, Request
 from .faults import error_of, joined, never_processed
 from .names import Address, Proxies, resolve
-from .opening import Opening, Refusal, Settings, address_of, opening
+from .opening import Opening, RefusedError, Settings, address_of, opening
 from .pool import Shelf
 from .tls import TLSLayer, reason_of
 
@@ -99,7 +99,7 @@ class Pool:
                 connection = self._shelf.lease(origin)
                 if connection is not None:
                     connection.lease(clock)
-                    self._shelf.update(connection, 0.0)
+                    self._shelf.taken(connection)
                     return connection
                 if self._shelf.may_dial(origin, 1):
                     self._shelf.dial(origin)
@@ -171,7 +171,7 @@ class Pool:
             if connection.closed:
                 self._shelf.remove(connection)
                 continue
-            for other in self._shelf.update(connection, now):
+            for other in self._shelf.returned(connection, now):
                 self._drop(other)
         for other in self._shelf.expired(now):
             self._drop(other)
@@ -259,7 +259,7 @@ class Connection:
             while True:
                 self._send(sent)
                 sent = steps.send(self._receive())
-        except Refusal as refusal:
+        except RefusedError as refusal:
             with contextlib.suppress(OSError):
                 self._sock.send(refusal.alert)
             raise
@@ -456,8 +456,8 @@ class Connection:
 class Response:
     """The answer to one attempt: head and body as it comes.
 
-    It is open until one of these, and after that each of them does nothing: the message's end is read (``read``); it is given up
-    (``close``, from finalizers too); its text is over but the message's end is still to come (``finish``).
+    It is open until one of these, and after that each of them does nothing: the message's end is read (``read``); it is given
+    up (``close``, from finalizers too); its text is over but the message's end is still to come (``finish``).
     """
 
     __slots__ = ("_clock", "_connection", "_exchange", "_host", "_open", "_pool", "headers", "http_version", "status")

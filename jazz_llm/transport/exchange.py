@@ -11,8 +11,8 @@ The two protocol files, http1.py and http2.py, are pure: they know no socket, no
   the end of the message may still be on its way, and is waited for without anybody who reads it.
 * ``room`` is how many more exchanges may be started now; ``busy`` how many are under way, those being finished included.
 * ``limit`` is how many exchanges the peer takes at once, and a guess until it is ``settled``.
-* ``retired``: no exchange may be started any more, and the connection is to be closed when ``busy`` is 0. ``closing``: it is to be
-  closed now, after ``outgoing()`` was written.
+* ``retired``: no exchange may be started any more, and the connection is to be closed when ``busy`` is 0. ``closing``: it is
+  to be closed now, after ``outgoing()`` was written.
 """
 
 from __future__ import annotations

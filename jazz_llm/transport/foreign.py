@@ -1,7 +1,7 @@
 """Calls over an httpx transport that is not ours: the user's own (``transport=``), or stock httpx for a SOCKS proxy.
 
-What only our own transport can promise is lost here: over HTTP/2 nobody tells the server that a call has stopped, and the bounds
-of the single waits are the transport's. Deadlines hold, since async calls are cancelled and sync ones ask at each read.
+What only our own transport can promise is lost here: over HTTP/2 nobody tells the server that a call has stopped, and the
+bounds of the single waits are the transport's. Deadlines hold, since async calls are cancelled and sync ones ask at each read.
 httpx's exceptions carry the request and so the key: none of them is ever chained to ours.
 """
 

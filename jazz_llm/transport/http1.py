@@ -14,10 +14,11 @@ The rules, all of which live in this file ("9112 6.3" is section 6.3 of RFC 9112
 4. What frames the body is either plain or an error: ``chunked`` alone as transfer-encoding, one decimal content-length of at
    most 18 digits, which may be repeated (9112 6.3). Of both transfer-encoding wins, and the connection is not used again; nor
    is it after a transfer-encoding in HTTP/1.0, which is decoded all the same, as h11 does (9112 6.1: faulty, "close the
-   connection after processing the message").
+   connection after processing the message"). Where no body can be, in 1xx and trailers too, these fields are not looked at
+   (h11 refuses illegal ones there as well).
 5. In chunked framing a size line, and a chunk, ends with CRLF and never with a bare LF; a size has 1 to 16 hex digits, and may
    be followed by spaces (h11 lets them through for the sake of known servers) and by an extension, which is ignored; the line
-   has at most ``MAX_LINE`` bytes. Trailers are checked as fields, and dropped.
+   has at most ``MAX_LINE`` bytes. Trailers are checked as fields, bounded like a head, and dropped.
 6. The connection may be used again after the message's end, unless either side said ``connection: close`` or the answer is
    HTTP/1.0 without ``connection: keep-alive`` (9112 9.3). Then, and as soon as bytes come that no request asked for, it is
    retired: they must never be taken for the next answer (9112 9.2).

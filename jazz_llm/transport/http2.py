@@ -408,7 +408,7 @@ class Http2:
 
     def _got_unread(self, exchange: Exchange, content: bytes, end: int) -> None:
         """Take DATA that nobody will read: the end is welcome, more is not."""
-        if content:
+        if content or not exchange.status:
             self.stop(exchange)
         elif end:
             self._end(exchange)
@@ -668,7 +668,7 @@ class Http2:
         self.retired = self.closing = True
         for exchange in list(self._streams.values()):
             self._close(exchange, make())
-        self._rest, self._block, self._opened = b"", None, False
+        self._rest, self._block, self._opened, self._used = b"", None, False, 0
 
 
 def _allow(exchange: Exchange) -> None:

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from .foreign import AsyncForeign, Foreign
 
 # What the connection itself says, and the host, which the URL names.
-_OURS = frozenset({"host", "content-length", "transfer-encoding", "connection", "keep-alive", "proxy-connection", "upgrade", "te"})
+_OURS = frozenset(
+    {"host", "content-length", "transfer-encoding", "connection", "keep-alive", "proxy-connection", "upgrade", "te"}
+)
 _TIMEOUTS: dict[str, type[httpx.TimeoutException]] = {
     "connect": httpx.ConnectTimeout,
     "pool": httpx.PoolTimeout,

@@ -132,11 +132,11 @@ def _handshake(opened: Opened, context: ssl.SSLContext, host: str) -> Generator[
     except StopIteration as done:
         opened.outgoing = done.value
     except ssl.SSLError as error:
-        raise Refusal(reason_of(error), tls.outgoing()) from None
+        raise RefusedError(reason_of(error), tls.outgoing()) from None
     opened.tls = tls
 
 
-class Refusal(ConnectError):
+class RefusedError(ConnectError):
     """We refuse the peer's TLS; ``alert`` tells it why. A certificate does not get better by trying again."""
 
     def __init__(self, words: str, alert: bytes) -> None:
@@ -155,4 +155,3 @@ def _credentials(proxy: str) -> Headers:
 def host_of(proxy: str) -> str:
     """Return the proxy's host, without what its URL may hold of secrets."""
     return urlsplit(proxy).hostname or "?"
-

@@ -2,9 +2,9 @@
 
 * A request goes to the connection of its origin that was used last and has room. HTTP/1.1 has room for one exchange, HTTP/2
   for as many as the server allows; in the sync pool a connection that is leased has none.
-* Else another one is dialed, up to ``max_connections`` in all; at the limit an idle one of another origin makes way. As long as it
-  is not known what an origin speaks, one connection is dialed to find out; and what those being dialed, or still without the
-  server's SETTINGS, will bring counts as room to come.
+* Else another one is dialed, up to ``max_connections`` in all; at the limit an idle one makes way. As long as it is not known
+  what an origin speaks, one connection is dialed to find out; and what those being dialed, or still without the server's
+  SETTINGS, will bring counts as room to come.
 * Of those idle at most ``max_idle`` are kept, the longest idle going first, and none longer than ``expiry`` seconds.
 """
 
@@ -122,21 +122,31 @@ class Shelf(Generic[C]):
         return sum(connection.room for connection in self._free.get(origin, ()))
 
     def update(self, connection: C, now: float) -> list[C]:
-        """Take note of a connection whose room may have changed; return those to be closed, too many being idle."""
-        free = self._free[connection.origin]
-        free.pop(connection, None)
-        if connection.room > 0:
-            free[connection] = None
+        """Take note of a connection that may have more room than before; return those to be closed, too many being idle."""
         if connection.settled:
             self._new[connection.origin].pop(connection, None)
             self._streams[connection.origin] = connection.streams
         else:
             self._new[connection.origin][connection] = None
-        if not connection.idle:
-            self._idle.pop(connection, None)
-            return []
-        self._idle.setdefault(connection, now)
-        return list(self._idle)[: len(self._idle) - int(self._max_idle)] if len(self._idle) > self._max_idle else []
+        return self.returned(connection, now)
+
+    def taken(self, connection: C) -> None:
+        """Take note of a connection that has got another exchange."""
+        self._idle.pop(connection, None)
+        if not connection.room:
+            self._free[connection.origin].pop(connection, None)
+
+    def returned(self, connection: C, now: float) -> list[C]:
+        """Take note of a connection whose exchange is over; return those to be closed, too many being idle."""
+        free, idle = self._free[connection.origin], self._idle
+        free.pop(connection, None)
+        if connection.room:
+            free[connection] = None
+        if connection.idle:
+            idle.setdefault(connection, now)
+            if len(idle) > self._max_idle:
+                return list(idle)[: len(idle) - int(self._max_idle)]
+        return []
 
     def remove(self, connection: C) -> None:
         """Forget a connection that is closed."""

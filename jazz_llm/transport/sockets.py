@@ -26,7 +26,10 @@ _UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EWOULDBLOCK, getattr(errno, "WS
 
 
 class LoopSocket:
-    """A connected socket: ``on_data`` is called with what each read brings, ``on_end`` once with the reason ("" for a clean end)."""
+    """A connected socket: ``on_data`` gets what each read brings, ``on_end`` once the reason ("" for a clean end).
+
+    ``on_drain`` is called when what the socket did not take at once has gone out.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, buffer: memoryview) -> None:
         self._loop = loop
