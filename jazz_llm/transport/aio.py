@@ -446,7 +446,9 @@ class AsyncConnection:
         self.socket.close()
         if self._tls is not None and not self._tls.ended and not words:
             words = "closed without TLS's close_notify"  # anybody can cut TCP
-        self._wake(self.protocol.lost(words))
+        for exchange in self.protocol.lost(words):
+            if exchange.waiter is not None:
+                exchange.waiter.wake()
         self._pool.update(self)
 
     # --- Requests -------------------------------------------------------------------------------------------------
@@ -457,7 +459,7 @@ class AsyncConnection:
         exchange.waiter = alarm
         self._readers += 1
         clock = alarm.clock
-        clock.sent = self._flush()
+        clock.sent = self._write(self.protocol.outgoing())
         if not clock.sent:
             self._ended("closed")
         elif exchange.unsent is None and not self.socket.backlog:
@@ -471,7 +473,9 @@ class AsyncConnection:
     def take(self, exchange: Exchange) -> bytes:
         """Return the body that has come since, and let more come."""
         data = self.protocol.take(exchange)
-        self._flush()
+        credit = self.protocol.outgoing()
+        if credit:
+            self._write(credit)
         return data
 
     def leave(self, exchange: Exchange, *, stop: bool) -> None:
@@ -496,30 +500,28 @@ class AsyncConnection:
                 return self._ended(reason_of(error))
         protocol = self.protocol
         room = protocol.room
-        self._wake(protocol.receive(data))
+        for exchange in protocol.receive(data):
+            if exchange.waiter is not None:
+                exchange.waiter.wake()
         self._tidy()
         if tls is not None and tls.ended and not self.socket.closed:
             self._ended("")
         elif protocol.room != room:
             self._pool.update(self)
 
-    def _wake(self, touched: list[Exchange]) -> None:
-        for exchange in touched:
-            if exchange.waiter is not None:
-                exchange.waiter.wake()
-
     def _tidy(self) -> None:
-        """Write what the protocol has to say, and close where it wants that."""
-        self._flush()
+        """Write what the protocol, or TLS, has to say, and close where it wants that."""
+        protocol = self.protocol
+        data = protocol.outgoing()
+        if data or self._tls is not None:
+            self._write(data)
         if self._writing:
             self._check_written()
-        protocol = self.protocol
         if protocol.closing or (protocol.retired and not protocol.busy):
             self.close()
 
-    def _flush(self) -> bool:
+    def _write(self, data: bytes) -> bool:
         """Write what has to go out; False where the peer takes nothing any more."""
-        data = self.protocol.outgoing()
         if self._tls is not None:
             data = self._tls.encrypt(data) if data else self._tls.outgoing()
         return not data or self.socket.write(data)

@@ -118,7 +118,7 @@ class Http1:
             self._out += head + CRLF
         self._exchange = exchange = Exchange(request.method, whole=whole)
         self._wanted = True
-        self._dropped = self._interims = self._blanks = self._left = 0
+        self._interims = self._blanks = 0
         self._await_section(Http1._head)
         return exchange
 

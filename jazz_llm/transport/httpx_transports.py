@@ -77,7 +77,7 @@ def send(pool: Pool | Foreign, request: httpx.Request) -> httpx.Response:
     clock, sent = _clock_of(request), _request_of(request, request.read())
     try:
         answer = pool.open(lambda: sent, clock)
-    except LLMError as error:
+    except (LLMError, ValueError) as error:
         raised = _as_httpx(error, request)
     else:
         return _response_of(answer, _Body(answer, clock, request))
@@ -93,7 +93,7 @@ async def asend(pool: AsyncPool | AsyncForeign, request: httpx.Request) -> httpx
 
     try:
         answer = await pool.aopen(make_request, clock)
-    except LLMError as error:
+    except (LLMError, ValueError) as error:
         raised = _as_httpx(error, request)
     else:
         return _response_of(answer, _AsyncBody(answer, clock, request))
@@ -157,8 +157,10 @@ def _response_of(answer: Any, body: Any) -> httpx.Response:
     return httpx.Response(answer.status, headers=answer.raw_headers(), stream=body, extensions=extensions)
 
 
-def _as_httpx(error: LLMError, request: httpx.Request) -> Exception:
+def _as_httpx(error: LLMError | ValueError, request: httpx.Request) -> Exception:
     """Return what stock httpx would have raised; a closed client is told as it is everywhere."""
+    if not isinstance(error, LLMError):  # a header that HTTP/1.1 cannot carry
+        return httpx.LocalProtocolError(str(error), request=request)
     if isinstance(error, LLMClosedError):
         return error
     if isinstance(error, LLMTimeoutError):
