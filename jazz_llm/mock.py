@@ -49,8 +49,8 @@ class MockResponse:
 
     def __init__(self, text: str, call: Call) -> None:
         model = orjson.loads(call.body).get("model", "")
-        self.headers = {"content-type": "text/event-stream" if call.streams else "application/json"}
-        self._reads = _stream(text, model) if call.streams else [_whole(text, model)]
+        self.headers = {"content-type": "text/event-stream" if call.streamed else "application/json"}
+        self._reads = _stream(text, model) if call.streamed else [_whole(text, model)]
 
     def read(self) -> bytes:
         """Return the next piece, b"" at the end."""

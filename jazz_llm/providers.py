@@ -17,7 +17,8 @@ class Provider:
 
     ``hosts`` are more hosts that are this provider. ``key_header`` carries the key (None: ``Authorization: Bearer``).
     ``stream_options``: whether it takes ``stream_options.include_usage``. ``reasoning_outside``: reasoning tokens are beside
-    ``completion_tokens``. ``echo``: fields of the assistant's message that it wants back during a tool loop.
+    ``completion_tokens``. ``streams_inside``: it notices only while it streams that nobody listens any more, so whole answers
+    are asked for as streams too. ``echo``: fields of the assistant's message that it wants back during a tool loop.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Provider:
     hosts: tuple[str, ...] = ()
     key_header: str | None = None
     stream_options: bool = True
+    streams_inside: bool = False
     reasoning_outside: bool = False
     echo: tuple[str, ...] = ()
 
@@ -160,7 +162,7 @@ PROVIDERS: tuple[Provider, ...] = (
     Provider(name="ollama", base_url="http://localhost:11434/v1", key_env=("OLLAMA_API_KEY",), hosts=("ollama.com",)),
     Provider(name="vllm", base_url="http://localhost:8000/v1", key_env=("VLLM_API_KEY",)),
     Provider(name="sglang", base_url="http://localhost:30000/v1", key_env=("SGLANG_API_KEY",)),
-    Provider(name="llamacpp", base_url="http://127.0.0.1:8080/v1", key_env=("LLAMA_API_KEY",)),
+    Provider(name="llamacpp", base_url="http://127.0.0.1:8080/v1", key_env=("LLAMA_API_KEY",), streams_inside=True),
     Provider(name="lmstudio", base_url="http://localhost:1234/v1", key_env=("LM_STUDIO_API_KEY",)),
     Provider(name="tgi", base_url="http://localhost:8080/v1", key_env=("HF_TOKEN",)),
     Provider(name="xiaomi", base_url="https://api.xiaomimimo.com/v1", key_env=("MIMO_API_KEY",)),

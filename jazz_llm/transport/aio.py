@@ -95,6 +95,7 @@ class AsyncPool:
             fresh = pool is None or pool.is_over()
             gone = [self._loops.pop(other) for other in list(self._loops) if other.is_closed()] if fresh else []
             if pool is None or fresh:
+                gone += [] if pool is None else [pool]
                 pool = self._loops[loop] = LoopPool(self.settings, loop)
             self._last = pool
         for other in gone:

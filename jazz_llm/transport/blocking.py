@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import LLMClosedError
 from . import READ_SIZE, RESENDS
-from .exchange import ConnectError, Exchange, Headers, HTTPConnection, LostError, Origin, Request
+from .exchange import ConnectError, Exchange, Fault, Headers, HTTPConnection, LostError, Origin, Request
 from .faults import error_of, joined, never_processed
 from .names import Address, Proxies, resolve
 from .opening import Opening, RefusedError, Settings, address_of, opening
@@ -75,6 +75,11 @@ class Pool:
         try:
             response = connection.start(request)
             response.head()
+        except Fault:  # of the stream alone, perhaps
+            if not connection.protocol.room:
+                connection.close()
+            self.give_back(connection)
+            raise
         except BaseException:
             connection.close()
             self.give_back(connection)
@@ -273,20 +278,20 @@ class Connection:
             self._take(opened.received)
 
     def close(self) -> None:
-        """Close it; by the call that has it, or where nobody has."""
-        with self._guard:
-            self.closed = True
-            self._sock.close()
+        """Close it, by the call that has it, or where nobody has; from finalizers too, so without waiting for the guard."""
+        self.closed = True
+        if self._guard.acquire(blocking=False):  # else somebody aborts it, and closes it then
+            try:
+                self._sock.close()
+            finally:
+                self._guard.release()
 
     def abort(self) -> None:
         """End every wait on it, from any thread; the call that has it then closes it."""
-        with self._guard:
-            if self.closed:
-                return
-            with contextlib.suppress(OSError):
-                self._sock.shutdown(socket.SHUT_RDWR)
-            if not self.leased:
-                self.close()
+        with self._guard, contextlib.suppress(OSError):  # unguarded, another socket could have got the descriptor meanwhile
+            self._sock.shutdown(socket.SHUT_RDWR)
+        if self.closed or not self.leased:
+            self.close()
 
     def abandon(self) -> None:
         """Close the descriptor, in a forked child: the connection itself is the parent's."""
@@ -310,6 +315,7 @@ class Connection:
         """Write a request."""
         clock = self._clock
         clock.writing()
+        clock.sent = False  # what opened the connection was no part of the request
         exchange = self.protocol.start(request, whole=request.whole)
         self.flush()
         while exchange.unsent is not None and not (exchange.ended or exchange.fault):

@@ -46,10 +46,14 @@ class HTTPTransport(httpx.BaseTransport):
     """
 
     def __init__(self, **settings: Any) -> None:
-        self._pool: Pool | Foreign = Pool(Settings(**settings))
+        self._settings = Settings(**settings)
+        self._pool = Pool(self._settings)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request, and return its answer once the head is there."""
+        if self._pool.is_inherited():  # a forked child leaves the parent's connections alone
+            self._pool.abandon()
+            self._pool = Pool(self._settings)
         return send(self._pool, request)
 
     def close(self) -> None:
@@ -61,7 +65,7 @@ class AsyncHTTPTransport(httpx.AsyncBaseTransport):
     """An async pool as an httpx transport; see ``HTTPTransport``."""
 
     def __init__(self, **settings: Any) -> None:
-        self._pool: AsyncPool | AsyncForeign = AsyncPool(Settings(**settings))
+        self._pool = AsyncPool(Settings(**settings))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request, and return its answer once the head is there."""

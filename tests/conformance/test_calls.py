@@ -133,6 +133,18 @@ def test_an_empty_piece_is_no_end(wire: Wire, colour: Colour, version: str) -> N
     assert texts == ["a", "b"]
 
 
+def test_a_whole_answer_is_joined_from_a_stream_where_the_provider_needs_one(wire: Wire, colour: Colour) -> None:
+    """llama.cpp notices only while it streams that nobody listens any more: row 43 of FAULTS.md."""
+    server = wire.server()
+    response = colour.generate(wire.llm(server, provider="llamacpp"))
+    assert server.requests[0].json()["stream"] is True
+    assert (response.text, response.finish_reason) == ("Hello, world!", "stop")
+    assert (response.usage.completion_tokens, response.usage.estimated) == (4, False)
+    assert response.raw["choices"][0]["message"]["content"] == "Hello, world!"
+    assert response.metrics.streamed_internally
+    assert response.metrics.time_to_first_token_ms is None
+
+
 def test_calls_one_after_the_other_use_one_connection(wire: Wire, colour: Colour) -> None:
     if wire.name == "stock-httpx":
         pytest.skip("stock transports drop the connection: they know no read that does not wait")
