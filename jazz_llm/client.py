@@ -126,7 +126,7 @@ class OpenAICompatibleLLM:
         Raises:
             LLMError: See jazz_llm.errors for the tree.
         """
-        return TextStream[Any](self, self._prepared(messages, response_format, options, streams=False)).finish()
+        return TextStream(self, self._prepared(messages, response_format, options, streams=False)).finish()
 
     @overload
     async def agenerate(
@@ -140,7 +140,7 @@ class OpenAICompatibleLLM:
         self, messages: Any, *, response_format: Any = None, **options: Unpack[GenerateOptions]
     ) -> LLMResponse[Any]:
         """Do what ``generate`` does, awaiting."""
-        return await AsyncTextStream[Any](self, self._prepared(messages, response_format, options, streams=False)).finish()
+        return await AsyncTextStream(self, self._prepared(messages, response_format, options, streams=False)).finish()
 
     @overload
     def stream(self, messages: Any, *, response_format: type[T], **options: Unpack[GenerateOptions]) -> TextStream[T]: ...
@@ -384,7 +384,7 @@ class _StreamState:
     def _new_decoder(self) -> Decoder:
         call, config = self._call, self._call.config
         return Decoder(
-            streams=call.streams,
+            streams=call.streamed,
             choices=call.choices,
             provider=config.provider_name,
             echo=config.provider.echo if config.provider else (),
@@ -397,7 +397,7 @@ class _StreamState:
         self._key = Secret(key)
         call = self._call
         headers = tuple(headers_of(call, key))
-        return Request("POST", call.config.origin, target_of(call.url), headers, call.body, whole=not call.streams)
+        return Request("POST", call.config.origin, target_of(call.url), headers, call.body, whole=not call.streamed)
 
     def _may_retry(self, error: LLMError) -> bool:
         return self._call.max_retries > 0 and self._retries().worth_it(error)
@@ -510,6 +510,7 @@ class _StreamState:
             request_bytes=len(call.body),
             response_bytes=self._decoder.response_bytes,
             time_to_first_token_ms=(first - self._sent) * 1e3 if timed and first else None,
+            streamed_internally=call.streamed and not call.streams,
             tokens_per_second=response.usage.completion_tokens / (now - first) if timed and first and now > first else None,
         )
         return response

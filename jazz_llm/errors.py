@@ -89,10 +89,10 @@ class LLMStreamTruncatedError(LLMConnectionError):
 
 
 class LLMTimeoutError(LLMError):
-    """Tell that a wait took too long; ``phase`` says which."""
+    """Tell that a wait took too long; ``phase`` says which. Only a wait for a connection is worth another."""
 
     def __init__(self, message: str = "", *, phase: Phase = "read", **details: Any) -> None:
-        super().__init__(message, **details)
+        super().__init__(message, **{"retryable": phase == "connect", **details})
         self.phase = phase
 
 

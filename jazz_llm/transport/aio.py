@@ -374,6 +374,7 @@ class AsyncConnection:
         self.protocol: HTTPConnection
         self._pool = pool
         self._tls: TLSLayer | None = None
+        self._settled = True  # as the shelf knows it
         self._readers = 0  # exchanges that somebody reads
         self._writing: list[tuple[Exchange, Clock]] = []  # requests that have not gone out whole
 
@@ -430,6 +431,7 @@ class AsyncConnection:
         except StopIteration as done:
             opened = done.value
         self._tls, self.protocol = opened.tls, opened.protocol
+        self._settled = self.protocol.settled
         self.socket.on_data, self.socket.on_end, self.socket.on_drain = self._received, self._ended, self._check_written
         self.socket.write(opened.outgoing)
         self._received(opened.received)  # with b"" TLS gives what came along with the end of its handshake
@@ -507,7 +509,8 @@ class AsyncConnection:
         self._tidy()
         if tls is not None and tls.ended and not self.socket.closed:
             self._ended("")
-        elif protocol.room != room:
+        elif protocol.room != room or protocol.settled is not self._settled:
+            self._settled = protocol.settled
             self._pool.update(self)
 
     def _tidy(self) -> None:
