@@ -40,7 +40,7 @@ class Clock:
     """The one deadline that counts now, and the reason to stop before it.
 
     ``until`` is a time of ``time.monotonic`` or None. ``sent`` says whether a byte of the request went out, ``answering``
-    whether the answer's head has come; the transport sets both. ``wake`` has whoever waits look at this clock again.
+    whether the answer's head has come; the transport sets both. ``since`` is when the wait under way began. ``wake`` has whoever waits look at this clock again.
     """
 
     __slots__ = (
@@ -50,6 +50,7 @@ class Clock:
         "phase",
         "reason",
         "sent",
+        "since",
         "timeouts",
         "until",
         "wake",
@@ -76,6 +77,7 @@ class Clock:
     def outside(self) -> None:
         """Start a time that is not the server's (a wait between tries, a key function): only the call's deadline counts."""
         self.phase = "deadline"
+        self.since = time.monotonic()
         self._set(None)
 
     def connecting(self) -> None:
@@ -101,7 +103,8 @@ class Clock:
     def tail(self) -> None:
         """Start the short wait for what follows a finish_reason."""
         self.phase = "between_tokens"
-        self._set(time.monotonic() + TAIL_SECONDS)
+        self.since = time.monotonic()
+        self._set(self.since + TAIL_SECONDS)
 
     def over(self) -> bool:
         """Say whether the wait under way has to end."""
@@ -145,8 +148,9 @@ class Clock:
 
     def _enter(self, phase: Phase) -> None:
         self.phase = phase
+        self.since = time.monotonic()
         limit = self._limit(phase)
-        self._set(None if limit is None else time.monotonic() + limit)
+        self._set(None if limit is None else self.since + limit)
 
     def _set(self, until: float | None) -> None:
         if self._ends is not None:

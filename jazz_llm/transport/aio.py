@@ -31,6 +31,7 @@ from .sockets import LoopSocket, connect
 from .tls import TLSLayer, reason_of
 
 if TYPE_CHECKING:
+    from ..errors import LLMError
     from ..timing import Clock
     from .foreign import AsyncForeign
 
@@ -375,6 +376,7 @@ class AsyncConnection:
         self._pool = pool
         self._tls: TLSLayer | None = None
         self._settled = True  # as the shelf knows it
+        self._heard = 0.0  # when something came the last time
         self._readers = 0  # exchanges that somebody reads
         self._writing: list[tuple[Exchange, Clock]] = []  # requests that have not gone out whole
 
@@ -492,9 +494,16 @@ class AsyncConnection:
         if not self.socket.closed:
             self._pool.returned(self)
 
+    def suspect(self, since: float) -> None:
+        """Start nothing more here if nothing at all came for half of a wait: the other side may be gone without a word."""
+        if self._heard < (since + time.monotonic()) / 2:
+            self.protocol.retired = True
+            self._pool.update(self)
+
     # --- Reading and writing --------------------------------------------------------------------------------------
 
     def _received(self, data: bytes) -> None:
+        self._heard = time.monotonic()
         tls = self._tls
         if tls is not None:
             try:
@@ -569,7 +578,7 @@ class AsyncResponse:
                 alarm.clock.answering = exchange.status > 0
                 raise exchange.fault
             if alarm.clock.over():
-                raise alarm.clock.failure()
+                raise self._late()
             await alarm.waiting()
         alarm.clock.answering = True
         self.status, self.headers = exchange.status, joined(exchange.headers)
@@ -591,10 +600,16 @@ class AsyncResponse:
         return self._connection.take(exchange)
 
     def _broken(self) -> Exception:
-        fault, clock = self._exchange.fault, self._alarm.clock
-        error = clock.failure() if fault is None else error_of(fault, clock, self._host)
+        fault = self._exchange.fault
+        error = self._late() if fault is None else error_of(fault, self._alarm.clock, self._host)
         self._leave(stop=True)
         return error
+
+    def _late(self) -> LLMError:
+        clock = self._alarm.clock
+        if clock.reason is None:
+            self._connection.suspect(clock.since)
+        return clock.failure()
 
     def raw_headers(self) -> Headers:
         """Return the headers as they came, one by one."""

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..errors import LLMClosedError
+from ..errors import LLMClosedError, LLMTimeoutError
 from . import READ_SIZE, RESENDS
 from .exchange import ConnectError, Exchange, Fault, Headers, HTTPConnection, LostError, Origin, Request
 from .faults import error_of, joined, never_processed
@@ -510,6 +510,9 @@ class Response:
         except BaseException:
             self._connection.close()  # this may be the middle of anything
             raise
+        if isinstance(error, LLMTimeoutError):  # the other side may be gone without a word
+            self._connection.stop(exchange)
+            self._connection.close()
         self.close()
         raise error
 
