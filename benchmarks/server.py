@@ -4,13 +4,22 @@ The model's name says what comes back, as events where the request says `"stream
 
     burst-5000      5,000 chunks of text, 40 a write, as fast as the client takes them
     paced-50-100    100 chunks of text at 50 a second, one a write, beginning at a random phase
+    steady-50-100   the same, but the first chunk is sent at once (for time to first token)
+    slow-1000-20    20 chunks, after 1,000 ms
+    line-100        one line of 100 MB
+    cut-20          half of 20 chunks, and then the end of the message, with no finish_reason and no [DONE]
+    reset-20        half of 20 chunks, and then a reset: of the connection (HTTP/1.1), of the stream (HTTP/2)
+    status-429-1    an error with that status
 
 Each event is an HTTP chunk (or a DATA frame) of its own, as uvicorn and llama.cpp send them. The plain port speaks
 HTTP/1.1 and HTTP/2 with prior knowledge, the TLS port the same by ALPN: the first bytes tell. Frames are written by
 hand, with no package: a server slower than its client would change how much the client finds at each read. It trusts
-its clients, checks nothing, and needs flow-control windows of at least one write (10 KB).
+its clients, checks nothing, and needs flow-control windows of at least one write (16 KB).
 
     python -m benchmarks.server [certificate.pem]     prints its ports as a JSON line, ends when its input does
+
+Each line of its input is a JSON object, and is answered with the fields of `Counts`: {} only asks, {"limit": 100} sets
+how many streams a new connection may have, {"again": true} lets the counts begin again after the answer.
 """
 
 import asyncio
@@ -21,12 +30,16 @@ import json
 import os
 import random
 import re
+import socket
 import ssl
+import struct
 import sys
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Protocol
+
+from benchmarks.machine import raise_file_limit
 
 WORDS = (
     " the",
@@ -44,10 +57,13 @@ WORDS = (
 CHUNKS_PER_WRITE = 40
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 MAX_FRAME = 16384
+MEGABYTE = 2**20
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE = 0, 1, 3, 4, 6, 8
 END_STREAM, END_HEADERS, ACK = 1, 4, 1
+INTERNAL_ERROR = (2).to_bytes(4, "big")
 MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE = 3, 4
 STREAM_LIMIT = 128  # nginx's; httpx, where it is told none, keeps to one stream at a time
+BACKLOG = 4096  # connections that come at once wait here; the next one would wait for TCP to try again, a second later
 DEFAULT_WINDOW = 65535
 STREAM_TYPE, JSON_TYPE = b"text/event-stream; charset=utf-8", b"application/json"
 CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -56,11 +72,14 @@ CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 # --- What is sent, whatever the protocol ---
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """A prepared answer, the head in its first write."""
 
-    interval: float  # seconds between two writes; 0: as fast as the client takes them
+    delay: float = 0.0  # seconds before the first write
+    interval: float = 0.0  # seconds between two writes; 0: as fast as the client takes them
+    random_at: int = 0  # the write before which a random part of an interval is waited
+    reset: bool = False  # what ends it
     sizes: list[int]  # bytes of body in each write, for HTTP/2's flow control
     http1: list[bytes]
     http2: list[list[bytes]]  # cut open where the stream's number belongs: `number.join(parts)` closes them
@@ -74,22 +93,37 @@ def text_of(model: str) -> list[str]:
 @functools.cache
 def prepare(model: str, stream: bool) -> Answer:
     """Build what a model answers, once: 250 bytes an event, as OpenAI's are."""
-    pieces = text_of(model)
+    kind, *numbers = model.split("-")
+    delay = int(numbers[0]) / 1000 if kind == "slow" else 0.0
+    if kind == "status":
+        return framed([[failure(numbers[0])]], JSON_TYPE, status=int(numbers[0]))
+    if kind == "line":
+        return framed(long_line(int(numbers[0])), STREAM_TYPE)
     if not stream:
-        return framed([[part] for part in slices(whole_answer(pieces), MAX_FRAME)], 0.0, streamed=False)
-    kind, rate = model.split("-")[:2]
-    events = [event(piece) for piece in pieces]
-    events[-1] += last_events(len(pieces))
-    size, interval = (1, 1 / float(rate)) if kind == "paced" else (CHUNKS_PER_WRITE, 0.0)
-    return framed(slices(events, size), interval, streamed=True)
+        return framed([[part] for part in slices(whole_answer(text_of(model)), MAX_FRAME)], JSON_TYPE, delay=delay)
+    events = [event(piece) for piece in text_of(model)]
+    if kind in ("cut", "reset"):
+        return framed(slices(events[: len(events) // 2], 1), STREAM_TYPE, reset=kind == "reset")
+    events[-1] += last_events(len(events))
+    if kind in ("paced", "steady"):
+        return framed(slices(events, 1), STREAM_TYPE, interval=1 / float(numbers[0]), random_at=int(kind == "steady"))
+    return framed(slices(events, CHUNKS_PER_WRITE), STREAM_TYPE, delay=delay)
 
 
-def framed(writes: list[list[bytes]], interval: float, streamed: bool) -> Answer:
+def framed(writes: list[list[bytes]], content_type: bytes, status: int = 200, **timing: Any) -> Answer:
     """Frame an answer for both protocols: each payload is an HTTP chunk or a DATA frame of its own."""
     sizes = [sum(map(len, write)) for write in writes]
-    content_type, length = (STREAM_TYPE, None) if streamed else (JSON_TYPE, b"%d" % sum(sizes))
-    http1 = http1_writes(writes, content_type, length)
-    return Answer(interval, sizes, http1, http2_writes(writes, content_type, length))
+    head = Head(status, content_type, b"%d" % sum(sizes) if content_type == JSON_TYPE else None)
+    ended = not timing.get("reset")
+    return Answer(sizes=sizes, http1=http1_writes(writes, head, ended), http2=http2_writes(writes, head, ended), **timing)
+
+
+class Head(NamedTuple):
+    """What a response begins with."""
+
+    status: int
+    content_type: bytes
+    length: bytes | None  # None: not known when it begins
 
 
 def slices(whole: Sequence[Any], size: int) -> list[Any]:
@@ -102,6 +136,18 @@ def event(piece: str | None, **fields: object) -> bytes:
     finish, delta = (None, {"content": piece}) if piece is not None else ("stop", {})
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
     return b"data: %s\n\n" % dump(completion("chat.completion.chunk", [choice], **fields))
+
+
+def long_line(megabytes: int) -> list[list[bytes]]:
+    """Return a stream that is one line, whose writes share their bytes."""
+    begin, _, end = event("#").partition(b"#")
+    block = [b"x" * MAX_FRAME]
+    return [[begin], *[block] * (megabytes * MEGABYTE // MAX_FRAME), [end + last_events(1)]]
+
+
+def failure(status: str) -> bytes:
+    """Return the JSON of an error, as OpenAI words it."""
+    return dump({"error": {"message": f"This is a {status}.", "type": "server_error", "param": None, "code": None}})
 
 
 def last_events(count: int) -> bytes:
@@ -142,6 +188,41 @@ def asked_for(body: bytes) -> Answer:
 # --- When it is sent ---
 
 
+@dataclass(slots=True)
+class Counts:
+    """What a benchmark asks the server about: how many there are now, and the most there were at once."""
+
+    connections: int = 0
+    most_connections: int = 0
+    accepted: int = 0  # connections in all
+    answers: int = 0  # being sent
+    most_answers: int = 0
+    most_streams: int = 0  # on one connection
+    begun: int = 0  # answers in all
+    left: int = 0  # answers that the client left before their end
+    limit: int = STREAM_LIMIT
+
+    def count_connections(self, change: int) -> None:
+        """Count one more, or one less."""
+        self.connections += change
+        self.accepted += max(change, 0)
+        self.most_connections = max(self.most_connections, self.connections)
+
+    def count_answers(self, change: int) -> None:
+        """Count one more, or one less."""
+        self.answers += change
+        self.begun += max(change, 0)
+        self.most_answers = max(self.most_answers, self.answers)
+
+    def begin_again(self) -> None:
+        """Forget what was before."""
+        self.most_connections, self.most_answers = self.connections, self.answers
+        self.accepted = self.most_streams = self.begun = self.left = 0
+
+
+COUNTS = Counts()
+
+
 class Wire(Protocol):
     """One protocol on one connection."""
 
@@ -157,6 +238,12 @@ class Wire(Protocol):
     def send(self, sending: "Sending", index: int) -> None:
         """Send one prepared write."""
 
+    def done(self, sending: "Sending") -> None:
+        """Forget an answer after its last write, or reset it."""
+
+    def lost(self) -> None:
+        """Drop all answers: the connection is gone."""
+
 
 class Sending:
     """Send one answer, write by write, whenever its turn comes and the client has room."""
@@ -165,7 +252,16 @@ class Sending:
         self.wire, self.answer, self.number, self.window = wire, answer, number, window
         self.next, self.waiting, self.closed = 0, False, False
         self.loop = asyncio.get_running_loop()
-        self.due = self.loop.time() + random.random() * answer.interval
+        self.due = self.loop.time() + answer.delay
+        COUNTS.count_answers(+1)
+        self.wait_for_turn()
+
+    def wait_for_turn(self) -> None:
+        """Come back when the next write is due."""
+        if self.next == self.answer.random_at:
+            self.due += self.answer.interval * random.random()
+        elif self.next:
+            self.due += self.answer.interval
         self.loop.call_at(self.due, self.step)
 
     def step(self) -> None:
@@ -175,14 +271,23 @@ class Sending:
             return
         self.wire.send(self, self.next)
         self.next += 1
-        self.due += self.answer.interval
         if self.next < len(self.answer.sizes):
-            self.loop.call_at(self.due, self.step)
+            self.wait_for_turn()
+        else:
+            self.close()
+            self.wire.done(self)
 
     def resume(self) -> None:
         """Go on after the client made room."""
         if self.waiting:
             self.step()
+
+    def close(self) -> None:
+        """Send nothing more."""
+        if not self.closed:
+            self.closed = True
+            COUNTS.count_answers(-1)
+            COUNTS.left += self.next < len(self.answer.sizes)
 
 
 class Connection(asyncio.Protocol):
@@ -191,6 +296,7 @@ class Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self.wire: Wire | None = None
         self.paused = False
+        COUNTS.count_connections(+1)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
@@ -206,6 +312,9 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, _: Exception | None) -> None:
         """Send nothing more."""
         self.paused = True
+        COUNTS.count_connections(-1)
+        if self.wire is not None:
+            self.wire.lost()
 
     def pause_writing(self) -> None:
         """Hold back while the client is slow."""
@@ -216,6 +325,12 @@ class Connection(asyncio.Protocol):
         self.paused = False
         if self.wire is not None:
             self.wire.resume()
+
+    def reset(self) -> None:
+        """Close with a TCP reset."""
+        raw = self.transport.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
 
 
 # --- HTTP/1.1 ---
@@ -250,15 +365,37 @@ class Http1:
         """Send one prepared write."""
         self.connection.transport.write(sending.answer.http1[index])
 
+    def done(self, sending: Sending) -> None:
+        """Reset the connection, where the answer is to end so."""
+        if sending.answer.reset:
+            self.connection.reset()
 
-def http1_writes(writes: list[list[bytes]], content_type: bytes, length: bytes | None) -> list[bytes]:
+    def lost(self) -> None:
+        """Drop the answer."""
+        if self.sending is not None:
+            self.sending.close()
+
+
+def http1_writes(writes: list[list[bytes]], head: Head, ended: bool) -> list[bytes]:
     """Return the writes as they go to the socket: chunked where the length is not known."""
-    framing = b"transfer-encoding: chunked" if length is None else b"content-length: " + length
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\n%s\r\n\r\n" % (content_type, framing)
-    chunk = (lambda payload: b"%x\r\n%s\r\n" % (len(payload), payload)) if length is None else bytes
-    result = [b"".join(map(chunk, write)) for write in writes]
-    result[-1] += b"0\r\n\r\n" if length is None else b""
-    return [head + result[0], *result[1:]]
+    chunked = head.length is None
+    framing = b"transfer-encoding: chunked" if chunked else b"content-length: " + (head.length or b"")
+    lines = b"HTTP/1.1 %d Status\r\ncontent-type: %s\r\n%s\r\n\r\n" % (head.status, head.content_type, framing)
+    result = each_once(chunks if chunked else b"".join, writes)
+    result[0] = lines + result[0]
+    result[-1] += b"0\r\n\r\n" if chunked and ended else b""
+    return result
+
+
+def chunks(write: list[bytes]) -> bytes:
+    """Return each payload as an HTTP chunk."""
+    return b"".join(b"%x\r\n%s\r\n" % (len(payload), payload) for payload in write)
+
+
+def each_once(work: Callable[[Any], Any], writes: list[Any]) -> list[Any]:
+    """Return what a function makes of each write, once for those that are the same object."""
+    done = {key: work(write) for key, write in {id(write): write for write in writes}.items()}
+    return [done[id(write)] for write in writes]
 
 
 # --- HTTP/2 ---
@@ -274,7 +411,7 @@ class Http2:
         self.early: dict[int, int] = {}
         self.streams: dict[int, Sending] = {}
         self.seen_preface = False
-        limit = MAX_CONCURRENT_STREAMS.to_bytes(2, "big") + STREAM_LIMIT.to_bytes(4, "big")
+        limit = MAX_CONCURRENT_STREAMS.to_bytes(2, "big") + COUNTS.limit.to_bytes(4, "big")
         connection.transport.write(frame(SETTINGS, 0, 0, limit))
 
     def feed(self, data: bytes) -> None:
@@ -302,7 +439,7 @@ class Http2:
         elif kind == PING and not flags & ACK:
             self.connection.transport.write(frame(PING, ACK, 0, payload))
         elif kind == RST_STREAM and stream_id in self.streams:
-            self.streams.pop(stream_id).closed = True
+            self.streams.pop(stream_id).close()
 
     def take_request(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         """Collect a body, and answer at its end."""
@@ -335,6 +472,7 @@ class Http2:
         """Begin to send on one stream."""
         window = self.initial + self.early.pop(stream_id, 0)
         self.streams[stream_id] = Sending(self, answer, stream_id, window)
+        COUNTS.most_streams = max(COUNTS.most_streams, len(self.streams))
 
     def resume(self) -> None:
         """Go on after the socket's buffer or the connection's window was full."""
@@ -351,8 +489,17 @@ class Http2:
         self.window -= answer.sizes[index]
         sending.window -= answer.sizes[index]
         self.connection.transport.write(sending.number.to_bytes(4, "big").join(answer.http2[index]))
-        if index == len(answer.sizes) - 1:
-            del self.streams[sending.number]
+
+    def done(self, sending: Sending) -> None:
+        """Forget the stream, or reset it, where the answer is to end so."""
+        del self.streams[sending.number]
+        if sending.answer.reset:
+            self.connection.transport.write(frame(RST_STREAM, 0, sending.number, INTERNAL_ERROR))
+
+    def lost(self) -> None:
+        """Drop all streams."""
+        while self.streams:
+            self.streams.popitem()[1].close()
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
@@ -370,13 +517,20 @@ def window_update(stream_id: int, size: int) -> bytes:
     return frame(WINDOW_UPDATE, 0, stream_id, size.to_bytes(4, "big"))
 
 
-def http2_writes(writes: list[list[bytes]], content_type: bytes, length: bytes | None) -> list[list[bytes]]:
+def http2_writes(writes: list[list[bytes]], head: Head, ended: bool) -> list[list[bytes]]:
     """Return each write as frames, cut open where the stream's number belongs."""
-    block = b"\x88" + literal(31, content_type) + (literal(28, length) if length is not None else b"")
-    frames = [[(frame_head(DATA, 0, len(payload)), payload) for payload in write] for write in writes]
-    frames[0].insert(0, (frame_head(HEADERS, END_HEADERS, len(block)), block))
-    frames[-1][-1] = (frame_head(DATA, END_STREAM, len(writes[-1][-1])), writes[-1][-1])
-    return [cut_open(write) for write in frames]
+    block = b"\x88" if head.status == 200 else literal(8, b"%d" % head.status)
+    block += literal(31, head.content_type) + (literal(28, head.length) if head.length is not None else b"")
+    result = each_once(lambda write: cut_open([data_frame(0, payload) for payload in write]), writes)
+    *others, last = [data_frame(0, payload) for payload in writes[-1]]
+    result[-1] = cut_open([*others, data_frame(END_STREAM if ended else 0, last[1])])
+    result[0] = [frame_head(HEADERS, END_HEADERS, len(block)), block + result[0][0], *result[0][1:]]
+    return result
+
+
+def data_frame(flags: int, payload: bytes) -> tuple[bytes, bytes]:
+    """Return a DATA frame without its stream's number: what is before it, what comes after it."""
+    return frame_head(DATA, flags, len(payload)), payload
 
 
 def cut_open(frames: list[tuple[bytes, bytes]]) -> list[bytes]:
@@ -386,8 +540,8 @@ def cut_open(frames: list[tuple[bytes, bytes]]) -> list[bytes]:
 
 
 def literal(name: int, value: bytes) -> bytes:
-    """Return a header without indexing, its name out of the static table (RFC 7541, 6.2.2), 15 < name."""
-    return bytes((0x0F, name - 15, len(value))) + value
+    """Return a header without indexing, its name out of the static table (RFC 7541, 6.2.2)."""
+    return (bytes((name,)) if name < 15 else bytes((0x0F, name - 15))) + bytes((len(value),)) + value
 
 
 # --- The process ---
@@ -396,19 +550,30 @@ def literal(name: int, value: bytes) -> bytes:
 async def serve(certificate: str | None) -> None:
     """Serve on two ports of the loopback until standard input ends, which it does when the parent dies."""
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    plain = await loop.create_server(Connection, "127.0.0.1", 0)
-    secure = await loop.create_server(Connection, "127.0.0.1", 0, ssl=tls(certificate)) if certificate else None
-    ports = {"http": port_of(plain), "https": port_of(secure) if secure else None}
-    print(json.dumps(ports), flush=True)
-    threading.Thread(target=wait_for_end, args=(loop, ended), daemon=True).start()
+    plain = await loop.create_server(Connection, "127.0.0.1", 0, backlog=BACKLOG)
+    context = tls(certificate) if certificate else None
+    secure = await loop.create_server(Connection, "127.0.0.1", 0, ssl=context, backlog=BACKLOG) if context else None
+    print(json.dumps({"http": port_of(plain), "https": port_of(secure) if secure else None}), flush=True)
+    threading.Thread(target=read_commands, args=(loop, ended), daemon=True).start()
     await ended.wait()
 
 
-def wait_for_end(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
+def read_commands(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
     """Read standard input to its end, in a thread, because Windows has no other way."""
-    while os.read(0, 4096):  # not sys.stdin, whose lock would abort the interpreter after a Ctrl-C
-        pass
+    rest = b""
+    while data := os.read(0, 4096):  # not sys.stdin, whose lock would abort the interpreter after a Ctrl-C
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            loop.call_soon_threadsafe(obey, json.loads(line))
     loop.call_soon_threadsafe(ended.set)
+
+
+def obey(command: dict[str, Any]) -> None:
+    """Do what a line of input says, and print the counts."""
+    COUNTS.limit = command.get("limit", COUNTS.limit)
+    print(json.dumps(asdict(COUNTS)), flush=True)
+    if command.get("again"):
+        COUNTS.begin_again()
 
 
 def port_of(server: asyncio.Server) -> int:
@@ -426,5 +591,6 @@ def tls(certificate: str) -> ssl.SSLContext:
 
 
 if __name__ == "__main__":
+    raise_file_limit()
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(serve(sys.argv[1] if len(sys.argv) > 1 else None))

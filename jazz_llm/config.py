@@ -10,7 +10,7 @@ import re
 import ssl
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import SplitResult, urlencode, urlsplit
 
@@ -22,6 +22,7 @@ from .timing import Timeouts
 if TYPE_CHECKING:
     import httpx
 
+Headers = tuple[tuple[str, str], ...]
 ApiKey = str | Callable[[], str] | Callable[[], Awaitable[str]]
 
 CHAT_ENDPOINT = "/v1/chat/completions"
@@ -36,6 +37,26 @@ _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
 _FRAMING = frozenset({"content-length", "transfer-encoding", "connection", "host", "upgrade", "te", "expect"})
 _LONGEST = 1e9  # seconds; above that the system's own clocks overflow
 _VERSION = re.compile(r"v\d+(?:(?:alpha|beta)\d*)?")
+
+
+class HeaderCache:
+    """The headers made for the last few keys: the same tuples again, which others may key caches by. Its repr shows none."""
+
+    __slots__ = ("_made",)
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str | None, bool], Headers] = {}
+
+    def get(self, key: str | None, streams: bool) -> Headers | None:
+        """Return what was kept for a key."""
+        return self._made.get((key, streams))
+
+    def keep(self, key: str | None, streams: bool, headers: Headers) -> Headers:
+        """Keep headers; a key that rotates fills this up, and then all are forgotten."""
+        if len(self._made) >= 16:
+            self._made.clear()
+        self._made[key, streams] = headers
+        return headers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +87,7 @@ class Config:
     default_headers: dict[str, str]
     chat_template_kwargs: dict[str, Any] | None
     extra_body: dict[str, Any]
+    headers: HeaderCache = field(default_factory=HeaderCache, init=False, repr=False, compare=False)
 
     @property
     def provider_name(self) -> str | None:
@@ -186,13 +208,13 @@ def check_key(key: Secret, name: str = "api_key") -> Secret:
 def check_headers(name: str, headers: object) -> dict[str, str]:
     """Return the headers if none can break out of its line."""
     checked = check_mapping(name, headers) or {}
-    for field, value in checked.items():
-        if not isinstance(field, str) or not _HEADER_NAME.fullmatch(field):
-            raise LLMConfigurationError(f"{name}: {field!r} is not a header name.")
+    for header, value in checked.items():
+        if not isinstance(header, str) or not _HEADER_NAME.fullmatch(header):
+            raise LLMConfigurationError(f"{name}: {header!r} is not a header name.")
         if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
-            raise LLMConfigurationError(f"{name}: the value of {field!r} must be printable ASCII text on one line.")
-        if field.lower() in _FRAMING:
-            raise LLMConfigurationError(f"{name}: {field!r} is the connection's own business and cannot be set.")
+            raise LLMConfigurationError(f"{name}: the value of {header!r} must be printable ASCII text on one line.")
+        if header.lower() in _FRAMING:
+            raise LLMConfigurationError(f"{name}: {header!r} is the connection's own business and cannot be set.")
     return checked
 
 
@@ -230,35 +252,53 @@ def check_timeouts(timeout: object, first_token: object, deadline: object) -> Ti
 def check_sampling(options: dict[str, Any], error: type[LLMError] = LLMInvalidRequestError) -> dict[str, Any]:
     """Return the options that are not None, each checked where its kind is known."""
     given = {name: value for name, value in options.items() if value is not None}
-    for name in given.keys() & {"temperature", "top_p", "presence_penalty", "frequency_penalty"}:
-        _number(name, given[name], error)
-    for name in given.keys() & {"user", "reasoning_effort", "mock_response"}:
-        if not isinstance(given[name], str):
-            raise error(f"{name} must be text, not {given[name]!r}.")
-    for name in given.keys() & {"logprobs", "parallel_tool_calls"}:
-        if not isinstance(given[name], bool):
-            raise error(f"{name} must be True or False, not {given[name]!r}.")
-    for name in given.keys() & {"max_tokens", "max_completion_tokens", "n"}:
-        check_count(name, given[name], 1, 2**53, error)
-    for name in given.keys() & {"seed", "top_logprobs"}:
-        check_count(name, given[name], -(2**63) if name == "seed" else 0, 2**63 - 1, error)
-    if "stop" in given:
-        _stop(given["stop"], error)
+    for name, value in given.items():
+        if name in _CHECKS:
+            _CHECKS[name](name, value, error)
     return given
 
 
-def _number(name: str, value: object, error: type[LLMError]) -> None:
-    least, most = {"temperature": (0.0, math.inf), "top_p": (0.0, 1.0)}.get(name, (-math.inf, math.inf))
+def _number(name: str, value: Any, error: type[LLMError]) -> None:
+    least, most = _BOUNDS.get(name, (-math.inf, math.inf))
     if isinstance(value, bool) or not isinstance(value, int | float) or not -1e300 < value < 1e300:
         raise error(f"{name} must be a finite number, not {repr(value)[:40]}.")
     if not least <= value <= most:
         raise error(f"{name} must be at least {least:g}{'' if most == math.inf else f' and at most {most:g}'}, not {value!r}.")
 
 
-def _stop(stop: object, error: type[LLMError]) -> None:
-    texts = [stop] if isinstance(stop, str) else stop
+def _words(name: str, value: Any, error: type[LLMError]) -> None:
+    if not isinstance(value, str):
+        raise error(f"{name} must be text, not {value!r}.")
+
+
+def _truth(name: str, value: Any, error: type[LLMError]) -> None:
+    if not isinstance(value, bool):
+        raise error(f"{name} must be True or False, not {value!r}.")
+
+
+def _amount(name: str, value: Any, error: type[LLMError]) -> None:
+    check_count(name, value, 1, 2**53, error)
+
+
+def _integer(name: str, value: Any, error: type[LLMError]) -> None:
+    check_count(name, value, -(2**63) if name == "seed" else 0, 2**63 - 1, error)
+
+
+def _stop(name: str, value: Any, error: type[LLMError]) -> None:
+    texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-        raise error(f"stop must be text or a list of texts, not {stop!r}.")
+        raise error(f"{name} must be text or a list of texts, not {value!r}.")
+
+
+_BOUNDS = {"temperature": (0.0, math.inf), "top_p": (0.0, 1.0)}
+_CHECKS: dict[str, Callable[[str, Any, type[LLMError]], None]] = {
+    **dict.fromkeys(("temperature", "top_p", "presence_penalty", "frequency_penalty"), _number),
+    **dict.fromkeys(("user", "reasoning_effort", "mock_response"), _words),
+    **dict.fromkeys(("logprobs", "parallel_tool_calls"), _truth),
+    **dict.fromkeys(("max_tokens", "max_completion_tokens", "n"), _amount),
+    **dict.fromkeys(("seed", "top_logprobs"), _integer),
+    "stop": _stop,
+}
 
 
 def _text(name: str, value: object) -> str:

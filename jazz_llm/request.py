@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import orjson
 from ._version import __version__
 from .config import (
     Config,
+    Headers,
     check_count,
     check_headers,
     check_key,
@@ -27,7 +27,7 @@ from .types import GenerateOptions, Message, ToolCall
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 OPTIONS = frozenset(GenerateOptions.__annotations__)
-_SENT = [
+_SENT = (
     "temperature",
     "max_tokens",
     "max_completion_tokens",
@@ -46,7 +46,12 @@ _SENT = [
     "parallel_tool_calls",
     "chat_template_kwargs",
     "mock_response",
-]
+)
+_NOT_SENT = OPTIONS - set(_SENT)
+_TIMES = ("timeout", "first_token_timeout", "deadline")
+# Asked in this order: isinstance of a concrete class costs a fifth of what it does of an abstract one, or of a union.
+_MAPPING = (dict, Mapping)
+_SEQUENCE = (list, tuple)
 
 
 @dataclass(slots=True)
@@ -56,7 +61,8 @@ class Call:
     url: str
     body: bytes
     config: Config
-    streams: bool
+    streams: bool  # the caller reads a stream
+    streamed: bool  # the server sends one; also where a whole answer is joined from it here
     timeouts: Timeouts
     max_retries: int
     extra_headers: dict[str, str]
@@ -70,29 +76,43 @@ class Call:
 
 def prepare(config: Config, messages: Any, options: Mapping[str, Any], *, streams: bool) -> Call:
     """Check a call's arguments and make its body; raises before anything is sent."""
-    unknown = sorted(options.keys() - OPTIONS)
-    if unknown:
-        raise TypeError(f"unexpected keyword argument {unknown[0]!r}; the options are {', '.join(sorted(OPTIONS))}")
+    if not options.keys() <= OPTIONS:
+        unknown = min(options.keys() - OPTIONS)
+        raise TypeError(f"unexpected keyword argument {unknown!r}; the options are {', '.join(sorted(OPTIONS))}")
     listed = wire_messages(messages)
-    body = _body(config, listed, options, streams)
+    streamed = streams or (config.provider is not None and config.provider.streams_inside)
+    body = _body(config, listed, options, streamed)
+    choices = body.get("n", 1)
+    retries = options.get("max_retries", config.max_retries)
     return Call(
         url=config.url,
         body=_dump(body, listed),
         config=config,
         streams=streams,
+        streamed=streamed,
         timeouts=_timeouts(config, options),
-        max_retries=check_count("max_retries", options.get("max_retries", config.max_retries), 0, 1000),
-        extra_headers=check_headers("extra_headers", options.get("extra_headers")),
-        choices=body.get("n", 1) if isinstance(body.get("n", 1), int) else 1,
+        max_retries=check_count("max_retries", retries, 0, 1000) if "max_retries" in options else retries,
+        extra_headers=check_headers("extra_headers", options["extra_headers"]) if "extra_headers" in options else {},
+        choices=choices if isinstance(choices, int) else 1,
         messages=listed,
     )
 
 
-def headers_of(call: Call, key: str | None) -> list[tuple[str, str]]:
-    """Make the headers of one attempt; what the user gave wins, whatever its case."""
+def headers_of(call: Call, key: str | None) -> Headers:
+    """Return the headers of one attempt, lower-case names, the same tuple again where nothing is new.
+
+    What the user gave wins, whatever its case.
+    """
+    if call.extra_headers:
+        return _headers_of(call, key)
+    known = call.config.headers
+    return known.get(key, call.streamed) or known.keep(key, call.streamed, _headers_of(call, key))
+
+
+def _headers_of(call: Call, key: str | None) -> Headers:
     config = call.config
     merged = {
-        "accept": "text/event-stream" if call.streams else "application/json",
+        "accept": "text/event-stream" if call.streamed else "application/json",
         "accept-encoding": "identity",
         "content-type": "application/json",
         "user-agent": f"jazz_llm/{__version__}",
@@ -103,12 +123,15 @@ def headers_of(call: Call, key: str | None) -> list[tuple[str, str]]:
         merged |= {name.lower(): value for name, value in extra.items()}
     if key is None and config.key_hint and not merged.keys() & {"authorization", *authorization(config, "")}:
         raise LLMAuthenticationError(config.key_hint)
-    return list(merged.items())
+    return tuple(merged.items())
 
 
 def ask_key(config: Config) -> str | None:
     """Return the key for one attempt."""
-    key: Any = config.api_key() if callable(config.api_key) else config.api_key
+    given = config.api_key
+    if not callable(given):  # then it was checked when the instance was made
+        return None if given is None else given.reveal()
+    key: Any = given()
     if inspect.isawaitable(key):
         if inspect.iscoroutine(key):
             key.close()
@@ -119,7 +142,10 @@ def ask_key(config: Config) -> str | None:
 
 async def ask_key_async(config: Config) -> str | None:
     """Do what ``ask_key`` does, where the function may be an async one."""
-    key: Any = config.api_key() if callable(config.api_key) else config.api_key
+    given = config.api_key
+    if not callable(given):
+        return None if given is None else given.reveal()
+    key: Any = given()
     if inspect.isawaitable(key):
         key = await key
     key = hide_key(key)
@@ -135,20 +161,25 @@ def authorization(config: Config, key: str) -> dict[str, str]:
 def wire_messages(messages: Any) -> list[dict[str, Any]]:
     """Return the messages as OpenAI dicts, each checked; ``str`` is one user message."""
     if isinstance(messages, str):
-        messages = [{"role": "user", "content": messages}]
-    if isinstance(messages, Mapping | Message) or not isinstance(messages, Iterable) or isinstance(messages, bytes):
-        raise LLMInvalidRequestError(
-            f"messages must be text or a list of messages, not {type(messages).__name__}"
-            f"{' (put it in a list)' if isinstance(messages, Mapping | Message) else ''}."
-        )
-    listed = [_message(f"messages[{i}]", message) for i, message in enumerate(messages)]
+        return [{"role": "user", "content": messages}]
+    if not isinstance(messages, _SEQUENCE):
+        _check_iterable(messages)
+    listed = [_message(i, message) for i, message in enumerate(messages)]
     if not listed:
         raise LLMInvalidRequestError("messages is empty: at least one message is needed.")
     return listed
 
 
-def _message(where: str, message: Any) -> dict[str, Any]:
-    if isinstance(message, Mapping):
+def _check_iterable(messages: Any) -> None:
+    if isinstance(messages, Mapping | Message) or not isinstance(messages, Iterable) or isinstance(messages, bytes):
+        raise LLMInvalidRequestError(
+            f"messages must be text or a list of messages, not {type(messages).__name__}"
+            f"{' (put it in a list)' if isinstance(messages, Mapping | Message) else ''}."
+        )
+
+
+def _message(i: int, message: Any) -> dict[str, Any]:
+    if isinstance(message, _MAPPING):
         wire = dict(message)
     elif hasattr(message, "role") and hasattr(message, "content"):
         names = ("role", "content", "name", "tool_calls", "tool_call_id")
@@ -156,41 +187,43 @@ def _message(where: str, message: Any) -> dict[str, Any]:
         wire |= message.extra if isinstance(message, Message) else {}
     else:
         raise LLMInvalidRequestError(
-            f"{where} must be a Message, a dict or have .role and .content, not {type(message).__name__}."
+            f"messages[{i}] must be a Message, a dict or have .role and .content, not {type(message).__name__}."
         )
-    _check_role(where, wire)
-    _check_content(where, wire)
+    _check_role(i, wire)
+    content = wire.get("content")
+    if content.__class__ is not str:
+        _check_content(i, wire, content)
     calls = wire.get("tool_calls")
     if calls:
-        if not isinstance(calls, list | tuple):
-            raise LLMInvalidRequestError(f"{where}.tool_calls must be a list, not {type(calls).__name__}.")
-        wire["tool_calls"] = [_tool_call(where, call) for call in calls]
+        if not isinstance(calls, _SEQUENCE):
+            raise LLMInvalidRequestError(f"messages[{i}].tool_calls must be a list, not {type(calls).__name__}.")
+        wire["tool_calls"] = [_tool_call(i, call) for call in calls]
     return wire
 
 
-def _check_role(where: str, wire: dict[str, Any]) -> None:
+def _check_role(i: int, wire: dict[str, Any]) -> None:
     role = wire.get("role")
-    role = getattr(role, "value", role)  # an Enum's member
+    if role.__class__ is not str:
+        role = wire["role"] = getattr(role, "value", role)  # an Enum's member
     if not isinstance(role, str) or role not in ROLES:
-        raise LLMInvalidRequestError(f"{where}.role must be one of {', '.join(sorted(ROLES))}, not {role!r}.")
-    wire["role"] = role
+        raise LLMInvalidRequestError(f"messages[{i}].role must be one of {', '.join(sorted(ROLES))}, not {role!r}.")
     if role == "tool" and not wire.get("tool_call_id"):
-        raise LLMInvalidRequestError(f"{where}.tool_call_id is missing: a tool's message says which call it answers.")
+        raise LLMInvalidRequestError(f"messages[{i}].tool_call_id is missing: a tool's message says which call it answers.")
 
 
-def _check_content(where: str, wire: dict[str, Any]) -> None:
-    content = wire.get("content")
+def _check_content(i: int, wire: dict[str, Any], content: Any) -> None:
+    where = f"messages[{i}].content"
     if content is None:
         if not any(wire.get(name) for name in ("tool_calls", "function_call", "refusal", "audio")):
-            raise LLMInvalidRequestError(f"{where}.content is missing.")
+            raise LLMInvalidRequestError(f"{where} is missing.")
         wire["content"] = None
     elif not isinstance(content, str | list | tuple):
-        raise LLMInvalidRequestError(f"{where}.content must be text or a list of parts, not {type(content).__name__}.")
+        raise LLMInvalidRequestError(f"{where} must be text or a list of parts, not {type(content).__name__}.")
     elif not isinstance(content, str) and not all(isinstance(part, Mapping) for part in content):
-        raise LLMInvalidRequestError(f"{where}.content: every part must be a dict such as {{'type': 'text', 'text': ...}}.")
+        raise LLMInvalidRequestError(f"{where}: every part must be a dict such as {{'type': 'text', 'text': ...}}.")
 
 
-def _tool_call(where: str, call: Any) -> Any:
+def _tool_call(i: int, call: Any) -> Any:
     if not isinstance(call, ToolCall):
         return call
     try:
@@ -199,7 +232,7 @@ def _tool_call(where: str, call: Any) -> Any:
         reason = str(error)
     else:
         return _wire_call(call, arguments)
-    raise LLMInvalidRequestError(f"{where}.tool_calls: the arguments of {call.name!r} cannot be sent as JSON: {reason}.")
+    raise LLMInvalidRequestError(f"messages[{i}].tool_calls: the arguments of {call.name!r} cannot be sent as JSON: {reason}.")
 
 
 def _wire_call(call: ToolCall, arguments: str) -> dict[str, Any]:
@@ -210,21 +243,28 @@ def _body(config: Config, messages: list[dict[str, Any]], options: Mapping[str, 
     model = options.get("model", config.model)
     if not isinstance(model, str) or not model.strip():
         raise LLMInvalidRequestError(f"model must be text that is not empty, not {model!r}.")
-    body: dict[str, Any] = {"model": model, "messages": messages}
-    template = {
-        **(config.chat_template_kwargs or {}),
-        **(check_mapping("chat_template_kwargs", options.get("chat_template_kwargs")) or {}),
-    }
-    given = {**config.sampling, **options, "chat_template_kwargs": template or None}
-    sampling = check_sampling({name: given.get(name) for name in _SENT})
-    _check_tools(sampling)
-    body |= sampling
-    stream_options = check_mapping("stream_options", options.get("stream_options"))
+    body: dict[str, Any] = {"model": model, "messages": messages, **_sampling(config, options)}
+    stream_options = check_mapping("stream_options", options["stream_options"]) if "stream_options" in options else None
     if streams:
         body["stream"] = True
         _stream_options(body, config, stream_options)
-    extra = check_mapping("extra_body", options.get("extra_body")) or {}
-    return {**body, **config.extra_body, **extra}
+    body |= config.extra_body
+    if "extra_body" in options:
+        body |= check_mapping("extra_body", options["extra_body"]) or {}
+    return body
+
+
+def _sampling(config: Config, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what goes into the body by its own name; what the instance was given is checked already."""
+    template = config.chat_template_kwargs or {}
+    if options.keys() <= _NOT_SENT:
+        return {**config.sampling, "chat_template_kwargs": template} if template else config.sampling
+    template = {**template, **(check_mapping("chat_template_kwargs", options.get("chat_template_kwargs")) or {})}
+    given = {**config.sampling, **options, "chat_template_kwargs": template or None}
+    sampling = check_sampling({name: given[name] for name in _SENT if name in given})
+    if "tools" in sampling:
+        _check_tools(sampling["tools"])
+    return sampling
 
 
 def _stream_options(body: dict[str, Any], config: Config, given: Mapping[str, Any] | None) -> None:
@@ -234,8 +274,7 @@ def _stream_options(body: dict[str, Any], config: Config, given: Mapping[str, An
         body["stream_options"] = options
 
 
-def _check_tools(sampling: dict[str, Any]) -> None:
-    tools = sampling.get("tools", ())
+def _check_tools(tools: Any) -> None:
     if not isinstance(tools, list | tuple):
         raise LLMInvalidRequestError(f"tools must be a list, not {type(tools).__name__}.")
     for i, tool in enumerate(tools):
@@ -244,10 +283,9 @@ def _check_tools(sampling: dict[str, Any]) -> None:
 
 
 def _timeouts(config: Config, options: Mapping[str, Any]) -> Timeouts:
-    if not options.keys() & {"timeout", "first_token_timeout", "deadline"}:
+    if options.keys().isdisjoint(_TIMES):
         return config.timeouts
-    known = config.arguments
-    return check_timeouts(*(options.get(name, known[name]) for name in ("timeout", "first_token_timeout", "deadline")))
+    return check_timeouts(*(options.get(name, config.arguments[name]) for name in _TIMES))
 
 
 def _dump(body: dict[str, Any], messages: list[dict[str, Any]]) -> bytes:
@@ -289,4 +327,4 @@ def _text_of(content: Any) -> str:
 
 def endpoint_of(url: str) -> str:
     """Return the URL without its query, for metrics and messages."""
-    return re.sub(r"\?.*", "", url)
+    return url.partition("?")[0]

@@ -77,6 +77,11 @@ def test_the_users_messages_are_not_changed() -> None:
     assert message == {"role": Role.USER, "content": "a"}
 
 
+def test_a_role_is_plain_text_in_what_a_call_keeps() -> None:
+    config = OpenAICompatibleLLM("m", base_url="http://localhost")._config
+    assert repr(prepare(config, [{"role": Role.USER, "content": "a"}], {}, streams=False).messages) == "[{'role': 'user', 'content': 'a'}]"
+
+
 def cyclic() -> list[Any]:
     part: dict[str, Any] = {"type": "text"}
     part["self"] = part
@@ -195,6 +200,7 @@ def test_an_unknown_option_is_a_type_error() -> None:
 def headers(arguments: dict[str, Any], key: str | None = "sk-1", **options: Any) -> dict[str, str]:
     llm = OpenAICompatibleLLM("m", **arguments)
     pairs = headers_of(prepare(llm._config, "hi", options, streams=False), key)
+    assert isinstance(pairs, tuple)
     assert len({name for name, _ in pairs}) == len(pairs)
     return dict(pairs)
 
@@ -226,6 +232,42 @@ def test_a_missing_key_is_reported_when_it_is_needed() -> None:
     assert headers({}, key=None, extra_headers={"Authorization": "Bearer x"})["authorization"] == "Bearer x"
     azure = {"base_url": "https://me.openai.azure.com/openai/v1", "default_headers": {"api-key": "x"}}
     assert headers(azure, key=None)["api-key"] == "x"
+
+
+def test_headers_are_the_same_tuple_as_long_as_nothing_changes() -> None:
+    llm = OpenAICompatibleLLM("m", "sk-1", "http://localhost")
+    whole, stream = (prepare(llm._config, "hi", {}, streams=streams) for streams in (False, True))
+    assert headers_of(whole, "sk-1") is headers_of(prepare(llm._config, "ho", {"n": 2}, streams=False), "sk-1")
+    assert dict(headers_of(stream, "sk-1"))["accept"] == "text/event-stream"
+    assert dict(headers_of(whole, "sk-2"))["authorization"] == "Bearer sk-2"
+    extra = prepare(llm._config, "hi", {"extra_headers": {"x-a": "1"}}, streams=False)
+    assert dict(headers_of(extra, "sk-1")) == {**dict(headers_of(whole, "sk-1")), "x-a": "1"}
+    assert "x-a" not in dict(headers_of(whole, "sk-1"))
+    copy = llm.with_options(default_headers={"x-b": "2"})
+    assert dict(headers_of(prepare(copy._config, "hi", {}, streams=False), "sk-1"))["x-b"] == "2"
+
+
+def test_what_is_kept_of_headers_is_bounded_and_no_repr_shows_it() -> None:
+    llm = OpenAICompatibleLLM("m", "sk-1", "http://localhost")
+    call = prepare(llm._config, "hi", {}, streams=False)
+    for i in range(1000):
+        assert dict(headers_of(call, f"sk-secret-{i}"))["authorization"] == f"Bearer sk-secret-{i}"
+    kept = llm._config.headers
+    assert 0 < len(kept._made) <= 16
+    assert "sk-" not in repr((kept, llm._config, call))
+
+
+def test_what_the_instance_adds_is_added_once_and_not_kept() -> None:
+    arguments = {"chat_template_kwargs": {"x": 1}, "extra_body": {"a": 1}, "temperature": 0.5}
+    llm = OpenAICompatibleLLM("m", base_url="http://localhost", **arguments)
+    bodies = [json.loads(prepare(llm._config, "hi", options, streams=False).body) for options in ({}, {"seed": 1, "extra_body": {"b": 2}}, {})]
+    assert bodies[0] == bodies[2] == {"model": "m", "messages": [{"role": "user", "content": "hi"}], "temperature": 0.5, "chat_template_kwargs": {"x": 1}, "a": 1}
+    assert bodies[1] == {**bodies[0], "seed": 1, "b": 2}
+
+
+def test_a_literal_key_is_given_as_it_is() -> None:
+    assert ask_key(OpenAICompatibleLLM("m", "sk-1", "http://localhost")._config) == "sk-1"
+    assert ask_key(OpenAICompatibleLLM("m", base_url="http://localhost")._config) is None
 
 
 def test_a_key_function_is_asked_and_its_answer_checked() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import zlib
 from typing import Any
 
@@ -24,9 +25,10 @@ from jazz_llm import (
     LLMResponseTooLargeError,
     LLMStreamTruncatedError,
 )
-from jazz_llm.response import Decoder, error_from, rate_limits_of, redacted, request_id_of
+from jazz_llm.response import Decoder, decoder, error_from, rate_limits_of, redacted, request_id_of
 from jazz_llm.response.choice import ThinkSplitter
 from jazz_llm.response.failures import duration, retry_hint
+from jazz_llm.response.template import Template
 
 DONE = b"data: [DONE]\n\n"
 
@@ -103,6 +105,12 @@ def test_the_raw_of_a_stream_is_what_a_whole_answer_would_have_been() -> None:
 def test_usage_is_estimated_and_flagged_where_none_came() -> None:
     usage = answer(PLAIN + DONE, prompt=lambda: "x" * 10).usage
     assert (usage.prompt_tokens, usage.completion_tokens, usage.estimated) == (3, 2, True)
+
+
+def test_usage_beside_text_counts() -> None:
+    usages: list[dict[str, int]] = [{"prompt_tokens": 5, "completion_tokens": i} for i in (1, 2, 3)]
+    for result in (answer(*(chunk("x", usage=usage) for usage in usages), DONE), answer(chunk("x"), chunk("y", usage=usages[2]), DONE)):
+        assert (result.usage.completion_tokens, result.usage.estimated) == (3, False)
 
 
 @pytest.mark.parametrize("stream", [PLAIN, PLAIN + USAGE, PLAIN + DONE, PLAIN.replace(chunk(finish="stop"), b"") + DONE, PLAIN.replace(chunk(finish="stop"), b"") + USAGE])
@@ -199,6 +207,14 @@ def test_a_stream_of_two_is_not_finished_by_one() -> None:
     assert type(failure(chunk("A", index=0), chunk(finish="stop"), chunk("B", index=1), choices=2)) is LLMStreamTruncatedError
 
 
+def test_what_else_the_deltas_held_is_joined_or_the_last_of_it_kept() -> None:
+    extras: list[Any] = ["a", "b", [1], [2], [3], 5, 6, {"x": 1}, {"y": 2}]
+    for count in range(1, len(extras) + 1):
+        result = answer(*(chunk(delta={"content": "t", "extra": extra}) for extra in extras[:count]), chunk(finish="stop"))
+        kept = ["a", "ab", [1], [1, 2], [1, 2, 3], 5, 6, {"x": 1}, {"y": 2}][count - 1]
+        assert result.raw["choices"][0]["message"]["extra"] == kept
+
+
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
 def test_reasoning_in_a_field_of_its_own(name: str) -> None:
     texts, result = decode(chunk(delta={name: "hm", "content": None}), chunk(delta={name: " so"}), chunk("4"), chunk(finish="stop"))
@@ -211,6 +227,13 @@ def test_logprobs_are_joined() -> None:
     one, two = ({"content": [{"token": t}]} for t in "ab")
     stream = [{"choices": [{"index": 0, "delta": {"content": t}, "logprobs": p, "finish_reason": None}]} for t, p in zip("ab", (one, two), strict=True)]
     assert answer(*map(event, stream), chunk(finish="stop")).logprobs == {"content": [{"token": "a"}, {"token": "b"}]}
+
+
+def test_joining_logprobs_leaves_raw_as_it_came() -> None:
+    choices = [{"index": 0, "message": {"content": t}, "logprobs": {"content": [t], "n": 1}, "finish_reason": "stop"} for t in "ab"]
+    result = answer(json.dumps({"choices": choices}).encode(), streams=False)
+    assert result.logprobs == {"content": ["a", "b"], "n": 1}
+    assert result.raw == {"choices": choices}
 
 
 def test_an_event_that_is_not_json_is_an_error_not_skipped() -> None:
@@ -266,6 +289,193 @@ def test_progress_tells_content_from_keep_alives() -> None:
     assert not decoder.over
 
 
+# --- templates: the short way of chunks that differ in nothing but their text
+
+
+class NoTemplate(Template):
+    """Sends every chunk the long way."""
+
+    def learn(self, payload: bytes, text: str, texts: int) -> bool:
+        return False
+
+
+def both_ways(monkeypatch: pytest.MonkeyPatch, *reads: bytes, **options: Any) -> tuple[list[str], Any]:
+    """Decode with templates and without, find no difference, and return what came."""
+    outcomes = []
+    for kind in (Template, NoTemplate):
+        monkeypatch.setattr(decoder, "Template", kind)
+        decoding = Decoder(streams=True, **options)
+        decoding.begin({})
+        steps = []
+        for read in reads:
+            texts = decoding.feed(read) if not decoding.over else []
+            steps.append((texts, decoding.progress, decoding.finished, decoding.over, decoding.response_bytes))
+        steps.append((decoding.end(), decoding.progress, decoding.finished, decoding.over, 0))
+        try:
+            result: Any = decoding.result()
+        except LLMError as error:
+            result = (type(error), str(error), error.partial)
+        outcomes.append((steps, result))
+    assert outcomes[0] == outcomes[1]
+    return [text for texts, *_ in outcomes[0][0] for text in texts], outcomes[0][1]
+
+
+BEFORE = b'{"id":"c1","choices":[{"index":0,"delta":{"content":'
+AFTER = b'},"finish_reason":null}],"model":"m"}'
+
+
+def like(*middles: bytes, before: bytes = BEFORE, after: bytes = AFTER) -> bytes:
+    return b"".join(b"data: " + before + middle + after + b"\n\n" for middle in middles)
+
+
+def test_chunks_that_differ_in_their_text_alone_are_parsed_in_full_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = []
+    monkeypatch.setattr(decoder, "plain_text", lambda chunk, look=decoder.plain_text: parsed.append(chunk) or look(chunk))
+    alone = []
+    monkeypatch.setattr(Template, "text", lambda self, payload, look=Template.text: alone.append(payload) or look(self, payload))
+    texts, _ = decode(like(b'"a"'), like(b'"b"'), like(b'"c"', b'"d"', b'"e"'), like(b'""'), like(b'"f"'), DONE)
+    assert texts == ["a", "b", "c", "d", "e", "f"]
+    assert len(parsed) == 1
+    assert len(alone) == 4  # "b", which is learnt from, the two that came alone, and [DONE]
+
+
+# What comes once `like('"a"', '"b"')` has been learnt, and the texts it brings.
+ODD_MIDDLES: dict[str, tuple[bytes, list[str]]] = {
+    "escapes": (like(rb'"\"\\\n\u00e9"', rb'"\ud83e\udd8a"'), ['"\\\né', "🦊"]),
+    "white space": (like(b' "c"', b'"d"\t'), ["c", "d"]),
+    "no text": (like(b'""', b'""'), []),
+    "no text among text": (like(b'"c"', b'""', b'"d"'), ["c", "d"]),
+    "the probe": (like(b'"probe"', b'"c"'), ["probe", "c"]),
+    "a tag": (like(b'"c"', b'"</think>"', b'"d"'), ["c", "d"]),
+    "a tag in escapes": (like(b'"c"', rb'"\u003c/think>"', b'"d"'), ["c", "d"]),
+    "null": (like(b"null", b'"d"'), ["d"]),
+    "null alone": (like(b"null"), []),
+    "a number": (like(b"5", b'"d"'), ["d"]),
+    "a list of parts": (like(b'["c"]', b'"d"'), ["c", "d"]),
+    "parts where texts were": (like(b'"c","d"', b'"e"'), []),
+    "a finish in the middle": (like(b'"c"},"finish_reason":"stop"}],"x":[{"y":{"z":"d"', b'"e"'), ["c", "e"]),
+    "an error in the middle": (like(b'"c"}}],"error":{"message":"no"},"x":[{"y":{"z":"d"', b'"e"'), []),
+    "the key again, and the last one wins": (like(b'"c","content":"d"', b'"e"'), ["d", "e"]),
+    "the key again, without text": (like(b'"c","content":null', b'"e"'), ["e"]),
+    "NaN": (like(b"NaN", b'"d"'), ["d"]),
+    "half a string": (like(b'"c', b'"d"'), []),
+    "half a string, and its other half": (like(b'"c', b'd"'), []),
+    "two strings, and two halves of one": (like(b'"c","d"', b'"e', b'f"'), []),
+    "nothing": (like(b"", b'"d"'), []),
+    "a raw control character": (like(b'"c\x01"', b'"d"'), []),
+    "no UTF-8": (like(b'"c\xff"', b'"d"'), ["c\ufffd", "d"]),
+    "half a surrogate pair": (like(rb'"c\ud83e"', b'"d"'), ["c\ud83e", "d"]),
+    "lines of data": (like(b'"c"\ndata: ', b'"d"'), ["c", "d"]),
+    "too short": (b"data: " + BEFORE + AFTER[1:] + b"\n\n", []),
+    "another end": (like(b'"c"', after=AFTER[:-1] + b',"usage":{"prompt_tokens":1}}') + like(b'"d"'), ["c", "d"]),
+    "another beginning": (like(b'"c"', before=BEFORE.replace(b"0", b"1")) + like(b'"d"'), ["d"]),
+}
+
+
+@pytest.mark.parametrize(("stream", "texts"), ODD_MIDDLES.values(), ids=ODD_MIDDLES)
+def test_only_one_whole_string_between_before_and_after_is_taken_for_text(monkeypatch: pytest.MonkeyPatch, stream: bytes, texts: list[str]) -> None:
+    events = [event + b"\n\n" for event in stream.split(b"\n\n") if event]
+    for reads in ([stream], events):
+        assert both_ways(monkeypatch, like(b'"a"', b'"b"'), *reads, chunk(finish="stop"), DONE)[0] == ["a", "b", *texts]
+
+
+# Chunks in which the first key named content is not that of the delta, or is, but does not count: with their real text T.
+DECOYS = {
+    "before": b'{"content":"x","choices":[{"index":0,"delta":{"content":"T"}}]}',
+    "before, the same text": b'{"content":"T","choices":[{"index":0,"delta":{"content":"T"}}]}',
+    "before, deeper": b'{"x":{"content":"x"},"choices":[{"index":0,"delta":{"content":"T"}}]}',
+    "within a string": rb'{"x":"\"content\":\"x\"","choices":[{"index":0,"delta":{"content":"T"}}]}',
+    "the end of another key": rb'{"x\"content":"x","choices":[{"index":0,"delta":{"content":"T"}}]}',
+    "twice": b'{"choices":[{"index":0,"delta":{"content":"x","content":"T"}}]}',
+    "a delta twice": b'{"choices":[{"index":0,"delta":{"content":"x"},"delta":{"content":"T"}}]}',
+    "choices twice": b'{"choices":[{"index":0,"delta":{"content":"x"}}],"choices":[{"index":0,"delta":{"content":"T"}}]}',
+    "escaped": rb'{"content":"x","choices":[{"index":0,"delta":{"\u0063ontent":"T"}}]}',
+    "escaped, the last one wins": rb'{"choices":[{"index":0,"delta":{"content":"x","\u0063ontent":"T"}}]}',
+    "after": b'{"choices":[{"index":0,"delta":{"content":"T"}}],"content":"x"}',
+    "null after it": b'{"choices":[{"index":0,"delta":{"content":"T"},"content":null}]}',
+    "spaces": b'{ "choices" : [ { "index" : 0 , "delta" : { "content" : "T" } } ] }',
+}
+
+
+def test_a_chunk_too_short_for_both_ends_does_not_fit() -> None:
+    template = Template()
+    spaced = BEFORE + b' "a" ' + AFTER
+    assert template.learn(spaced, "a", 1)
+    assert (template.text(spaced), template.texts([spaced, spaced])) == ("a", ["a", "a"])
+    for short in (BEFORE + b" " + AFTER, BEFORE + AFTER, BEFORE + b"  " + AFTER):
+        assert (template.text(short), template.texts([short, spaced]), template.texts([spaced, short])) == (None, None, None)
+
+
+@pytest.mark.parametrize("form", DECOYS.values(), ids=DECOYS)
+def test_a_decoy_is_never_taken_for_the_text(monkeypatch: pytest.MonkeyPatch, form: bytes) -> None:
+    """Each chunk with the text that the parser reads, and then with another in the decoy's place."""
+    words = [b"a", b"probe", b"b", b"c"]
+    events = [b"data: " + form.replace(b"T", word).replace(b'"x"', decoy) + b"\n\n" for word in words for decoy in (b'"x"', b'"y"')]
+    expected = ["a", "a", "probe", "probe", "b", "b", "c", "c"]
+    assert both_ways(monkeypatch, *events, DONE)[0] == expected
+    assert both_ways(monkeypatch, b"".join(events), DONE)[0] == expected
+
+
+def test_while_a_tag_may_be_under_way_nothing_goes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = [like(b'"a"', b'"b"', b'"c"'), like(b'"<"'), like(b'"/think>"', b'"d"'), like(b'"e"', b'"f"'), DONE]
+    texts, result = both_ways(monkeypatch, *reads)
+    assert ("".join(texts), result.text) == ("abcdef", "abcdef")
+
+
+def test_one_compressed_read_brings_the_texts_of_all_its_pieces() -> None:
+    far = b":" + b" " * 300_000 + b"\n\n"  # further than one piece of what is unpacked
+    decoding = Decoder(streams=True)
+    decoding.begin({"content-encoding": "gzip"})
+    assert decoding.feed(gzip.compress(like(b'"a"', b'"b"') + far + like(b'"c"', b'"d"') + far + like(b'""', b'""'))) == ["a", "b", "c", "d"]
+    assert decoding.progress
+
+
+def varying(every: int, count: int) -> list[bytes]:
+    return [chunk(f"w{i}", created=1_790_000_000 + i // every) for i in range(count)]
+
+
+def test_learning_stops_where_chunks_vary_and_goes_on_where_they_hardly_do() -> None:
+    for every, learns in ((1, False), (2, False), (10, True)):
+        decoding = Decoder(streams=True)
+        decoding.begin({})
+        texts = [text for read in varying(every, 200) for text in decoding.feed(read)]
+        assert texts == [f"w{i}" for i in range(200)]
+        assert (decoding._template is not None) is learns, every
+
+
+RARE: list[dict[str, Any]] = [
+    {"delta": {"reasoning": "hm"}},
+    {"delta": {"content": "x", "refusal": "no"}},
+    {"finish": "stop"},
+    {"content": "one", "index": 1},
+    {"content": "x", "usage": {"prompt_tokens": 3, "completion_tokens": 4}},
+    {"content": "x", "error": {"message": "boom"}},
+    {"delta": {"tool_calls": [{"index": 0, "id": "a", "function": {"name": "f", "arguments": "{}"}}]}},
+]
+WORDS = [" the", "", "<b>", "<", "</think>", "<think>", "\n", "né", "世界", '"', "\\", "\u2028", "probe", '"content":"x"', "x" * 40]
+
+
+def random_stream(rng: random.Random) -> bytes:
+    """Return a stream of plain chunks, now and then another, and something in them that may move."""
+    fixed = rng.choice([{}, {"usage": None}, {"system_fingerprint": "f", "content": "decoy"}])
+    odds, every, line_end = rng.choice([0, 0.05]), rng.choice([1, 5, 1000]), rng.choice([b"\n", b"\n", b"\r\n"])
+    events = [
+        rng.choice([b""] * 9 + [b": ping\n\n"])
+        + chunk(**{**fixed, "created": i // every, **(rng.choice(RARE) if rng.random() < odds else {"content": rng.choice(WORDS)})})
+        for i in range(rng.choice([3, 20, 60]))
+    ]
+    return b"".join([*events, rng.choice([b"", DONE, chunk(finish="stop") + DONE])]).replace(b"\n", line_end)
+
+
+def test_any_stream_is_the_same_with_templates_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(300):
+        rng = random.Random(seed)
+        stream = random_stream(rng)
+        cuts = sorted(rng.choices(range(len(stream)), k=rng.choice([0, 2, 20])))
+        both_ways(monkeypatch, *(stream[i:j] for i, j in zip([0, *cuts], [*cuts, len(stream)], strict=True)))
+        both_ways(monkeypatch, *stream.splitlines(keepends=True), max_response_bytes=rng.choice([None, 1000]))
+
+
 # --- thinking
 
 
@@ -295,6 +505,20 @@ def test_a_leading_think_tag_goes_to_the_reasoning(text: str, parts: tuple[str, 
     for cut in range(len(text) + 1):
         assert split(text[:cut], text[cut:]) == parts
     assert split(*text) == parts
+
+
+def test_text_without_a_tag_takes_a_short_way_only_where_no_tag_is_under_way() -> None:
+    assert split("  ", "<think>a", "b</think>c", "d") == ("ab", "cd")
+    assert split("a", "<", "/think", ">", "b") == ("", "ab")
+    assert split(" ", "\n", "a", "b") == ("", " \nab")
+    splitter = ThinkSplitter()
+    assert (splitter.feed(" "), splitter.settled) == ([], False)
+    assert (splitter.feed("a"), splitter.settled) == ([("text", " a")], True)
+    splitter.feed("bc")
+    splitter.feed("</think>")
+    assert splitter.lone_at == 4
+    quoting = ThinkSplitter()
+    assert [*quoting.feed('say "'), *quoting.feed("</think>")] == [("text", 'say "'), ("text", "</think>")]
 
 
 def test_thinking_in_a_stream_and_in_a_whole_answer() -> None:
@@ -365,6 +589,21 @@ def test_an_answer_of_calls_alone_has_no_text() -> None:
     assert (result.text, result.finish_reason) == ("", "tool_calls")
     assert [(c.id, c.name, c.arguments) for c in result.tool_calls] == [("a", "f", {"x": 1})]
     assert (result.message.content, result.message.tool_calls) == (None, result.tool_calls)
+
+
+def test_choices_without_a_number_are_counted() -> None:
+    choices = [{"message": {"content": text}, "finish_reason": "stop"} for text in "ab"]
+    result = answer(json.dumps({"choices": choices}).encode(), streams=False, choices=2)
+    assert [(c.index, c.text) for c in result.choices] == [(0, "a"), (1, "b")]
+
+
+def test_what_the_provider_wants_back_beside_calls_goes_into_the_message() -> None:
+    calls = [{"index": 0, "id": "a", "function": {"name": "f", "arguments": "{}"}}]
+    stream = chunk(delta={"reasoning_content": "h"}) + chunk(delta={"reasoning_content": "m"})
+    with_calls = stream + chunk(delta={"tool_calls": calls}) + chunk(finish="tool_calls")
+    assert answer(with_calls, echo=("reasoning_content", "other")).message.extra == {"reasoning_content": "hm"}
+    assert answer(with_calls).message.extra == {}
+    assert answer(stream + chunk("x", finish="stop"), echo=("reasoning_content",)).message.extra == {}
 
 
 def test_an_error_object_with_status_200() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from jazz_llm.sse import EventTooLargeError, SSEDecoder
@@ -73,3 +75,28 @@ def test_a_long_line_in_small_reads_is_kept_in_linear_time() -> None:
     for _ in range(20_000):
         assert decoder.feed(b"x" * 100) == []
     assert len(decoder._line) == 20_000  # joined once, at its end
+
+
+PIECES = [b"data: a\n\n", b"data: {}\n\n", b"data: \n\n", b"data:b\n\n", b"data: c\ndata: d\n\n", b": ping\n\n", b"\n", b"event: x\ndata: e\n\n", b"data\n\n", b"data: \xe2\x80\xa8\n\n", b"data: f\r\n\r\n", b"data: data: g\n\n", b"dat", b"data: h\n"]
+
+
+def test_reads_of_many_events_are_read_as_line_by_line() -> None:
+    """The short ways, for one whole event and for many, against the long one, which a byte at a time takes."""
+    for seed in range(500):
+        rng = random.Random(seed)
+        stream = b"".join(rng.choices(PIECES[: rng.choice([3, len(PIECES)])], k=rng.randrange(1, 12)))
+        cuts = sorted(rng.choices(range(len(stream) + 1), k=rng.choice([0, 0, 1, 3])))
+        reads = [stream[i:j] for i, j in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+        assert decode(*reads) == decode(*(stream[i : i + 1] for i in range(len(stream)))), reads
+
+
+def test_a_read_may_go_on_with_an_event_of_the_last() -> None:
+    assert decode(b"data: a\n", b"data: b\n\ndata: c\n\ndata: d\n\n") == [b"a\nb", b"c", b"d"]
+    assert decode(b"data: a\n", b"data: b\n\n") == [b"a\nb"]
+
+
+def test_what_is_left_of_a_read_counts_for_the_next_event() -> None:
+    decoder = SSEDecoder(max_event_bytes=100)
+    assert decoder.feed(b"data: " + b"x" * 80 + b"\n") == []
+    assert decoder.feed(b"\ndata: " + b"y" * 80) == [b"x" * 80]
+    assert decoder.feed(b"\n\n") == [b"y" * 80]

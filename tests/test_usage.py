@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import pytest
 
 from jazz_llm import normalize_usage
@@ -8,6 +10,7 @@ from jazz_llm.usage import usage_of
 ODD = [None, {}, {"prompt_tokens": None}, {"prompt_tokens": -1, "completion_tokens": 5}, {"prompt_tokens": "x"}, {"prompt_tokens": []}]
 ODD += [{"prompt_tokens": float("nan"), "completion_tokens": float("inf")}, {"prompt_tokens": 10**400}, {"prompt_tokens_details": 5}]
 ODD += ["text", 5, [1], {"completion_tokens_details": {"reasoning_tokens": {}}}, {"total_tokens": True}, {"cost": "free"}]
+ODD += [{"cost": 10**400}, {"cost": {"total_cost": float("nan")}}]
 
 
 @pytest.mark.parametrize("raw", ODD, ids=repr)
@@ -54,6 +57,7 @@ def test_missing_counts_are_a_quarter_of_the_text() -> None:
         ({"prompt_tokens": 20, "completion_tokens": 84, "completion_tokens_details": {"reasoning_tokens": 85}}, "openrouter", (20, 84, 84)),
         ({"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 0}, None, (10, 4, None)),
         ({"prompt_tokens": "12", "completion_tokens": 7.0}, None, (12, 7, None)),
+        ({"prompt_tokens": 18, "completion_tokens": 2, "total_tokens": 30, "audio_prompt_tokens": 10}, None, (28, 2, None)),
     ],
 )
 def test_what_providers_count_elsewhere_is_put_where_it_belongs(raw: dict, provider: str | None, expected: tuple) -> None:
@@ -77,3 +81,22 @@ def test_where_usage_is_looked_for(chunk: dict, prompt: int) -> None:
 @pytest.mark.parametrize("chunk", [{}, {"usage": {}}, {"usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}}, {"choices": None}])
 def test_an_empty_or_zero_usage_is_none_so_that_it_erases_nothing(chunk: dict) -> None:
     assert usage_of(chunk) is None
+
+
+def test_a_mapping_need_not_be_a_dict() -> None:
+    details = MappingProxyType({"cached_tokens": 2})
+    usage = normalize_usage(MappingProxyType({"prompt_tokens": 5, "completion_tokens": 1, "prompt_tokens_details": details}))
+    assert (usage.prompt_tokens, usage.cached_tokens, usage.estimated) == (5, 2, False)
+
+
+def test_a_part_is_never_more_than_its_whole() -> None:
+    details = {"cached_tokens": 9, "cache_write_tokens": 8}
+    usage = normalize_usage({"prompt_tokens": 5, "completion_tokens": 1, "prompt_tokens_details": details})
+    assert (usage.cached_tokens, usage.cache_write_tokens) == (5, 5)
+
+
+def test_costs() -> None:
+    assert normalize_usage({"cost": 1}).cost == 1.0
+    assert normalize_usage({"cost": {"total_cost": 0.25}}).cost == 0.25
+    assert normalize_usage({"cost": float("inf"), "estimated_cost": 0.5}).cost == 0.5
+    assert normalize_usage({"cost": True}).cost is None

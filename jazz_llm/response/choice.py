@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..tools import CallMerger
-from ..types import Choice
+from ..types import Choice, ToolCall
 
 FINISH_REASONS = {
     **dict.fromkeys(("stop", "eos", "eos_token", "stop_sequence", "end_turn", "complete"), "stop"),
@@ -15,32 +15,37 @@ FINISH_REASONS = {
     **dict.fromkeys(("insufficient_system_resource", "network_error", "error", "abort"), "error"),
     **dict.fromkeys(("", "null"), None),
 }
+_NOT_KEPT = frozenset({"content", "tool_calls", "role", "function_call"})
 _OPEN, _CLOSE = "<think>", "</think>"
 
 
 class ChoiceState:
     """One choice as it grows."""
 
-    __slots__ = ("fields", "finish", "index", "logprobs", "merger", "reasoning", "refusal", "seen", "text", "think")
+    __slots__ = ("_kept", "_merger", "finish", "index", "logprobs", "reasoning", "refusal", "seen", "text", "think")
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.text: list[str] = []
         self.reasoning: list[str] = []
         self.refusal: list[str] = []
-        self.merger = CallMerger()
         self.think = ThinkSplitter()
         self.finish: str | None = None
         self.logprobs: Any = None
-        self.fields: dict[str, Any] = {}  # what else the deltas held, for ``raw``
         self.seen = False
+        self._merger: CallMerger | None = None  # of the first tool call on
+        self._kept: dict[str, list[Any]] = {}  # what else the deltas held, for ``raw``: by name, pieces of one kind
 
     def finish_reason(self) -> str | None:
         """Return the normalized reason; calls that finish with "stop" (Ollama, Gemini, a named choice) count as tool_calls."""
         if self.finish is None:
             return None
         reason = FINISH_REASONS.get(self.finish.lower(), self.finish)
-        return "tool_calls" if reason == "stop" and self.merger.calls() else reason
+        return "tool_calls" if reason == "stop" and self._merger is not None else reason
+
+    def calls(self) -> list[ToolCall]:
+        """Return the tool calls so far."""
+        return [] if self._merger is None else self._merger.calls()
 
     def add_reasoning(self, text: str) -> None:
         """Take reasoning that came in a field of its own."""
@@ -60,7 +65,9 @@ class ChoiceState:
         legacy = delta.get("function_call")
         for fragment in fragments if isinstance(fragments, list) else [{"function": legacy}] if legacy else []:
             if isinstance(fragment, dict):
-                self.merger.feed(fragment)
+                if self._merger is None:
+                    self._merger = CallMerger()
+                self._merger.feed(fragment)
                 self.seen = True
 
     def add_logprobs(self, logprobs: object) -> None:
@@ -69,43 +76,58 @@ class ChoiceState:
             return
         known = self.logprobs if isinstance(self.logprobs, dict) else {}
         for name, value in logprobs.items():
-            old = known.get(name)
-            known[name] = old + value if isinstance(old, list) and isinstance(value, list) else value
+            if not isinstance(value, list):
+                known[name] = value
+            elif isinstance(known.get(name), list):
+                known[name] += value  # in place: a new list per chunk would make a long stream's time quadratic
+            else:
+                known[name] = value.copy()  # the chunk's own list belongs to ``raw``
         self.logprobs = known
 
     def keep(self, delta: dict[str, Any]) -> None:
-        """Keep the delta's other fields: text is joined, the last of anything else stays."""
+        """Keep the delta's other fields: text is joined, and lists are; the last of anything else stays."""
         for name, value in delta.items():
-            if name in ("content", "tool_calls", "role", "function_call") or value is None:
+            if value is None or name in _NOT_KEPT:
                 continue
-            old = self.fields.get(name)
-            joins = isinstance(value, str | list) and type(old) is type(value)
-            self.fields[name] = old + value if joins else value
+            pieces = self._kept.get(name)
+            if pieces is not None and isinstance(value, str | list) and type(pieces[0]) is type(value):
+                pieces.append(value)
+            else:
+                self._kept[name] = [value]
+
+    def fields(self) -> dict[str, Any]:
+        """Return the deltas' other fields, joined."""
+        return {name: _joined(pieces) for name, pieces in self._kept.items()}
 
     def whole_thoughts(self) -> None:
         """Move what stands before a lone ``</think>`` to the reasoning: the template itself opened the tag."""
-        text = "".join(self.text)
         if self.think.lone_at is not None:
+            text = "".join(self.text)
             self.reasoning.append(text[: self.think.lone_at].strip())
             self.text = [text[self.think.lone_at :].lstrip()]
 
     def choice(self) -> Choice:
         """Return the public form."""
-        return Choice(
-            self.index, "".join(self.text), self.finish_reason(), self.merger.calls(), "".join(self.reasoning) or None
-        )
+        return Choice(self.index, "".join(self.text), self.finish_reason(), self.calls(), "".join(self.reasoning) or None)
 
     def merged(self) -> dict[str, Any]:
         """Return the choice as a whole answer would hold it."""
         text = "".join(self.text)
         calls = [
             {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.raw_arguments}, **c.extra}
-            for c in self.merger.calls()
+            for c in self.calls()
         ]
-        message = {"role": "assistant", "content": text if text or not calls else None, **self.fields}
+        message = {"role": "assistant", "content": text if text or not calls else None, **self.fields()}
         if calls:
             message["tool_calls"] = calls
         return {"index": self.index, "message": message, "finish_reason": self.finish, "logprobs": self.logprobs}
+
+
+def _joined(pieces: list[Any]) -> Any:
+    """Return pieces of one kind as one; more than one are text, or lists."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return "".join(pieces) if isinstance(pieces[0], str) else [item for piece in pieces for item in piece]
 
 
 class ThinkSplitter:
@@ -126,7 +148,7 @@ class ThinkSplitter:
 
     def feed(self, text: str) -> list[tuple[str, str]]:
         """Return ("text" or "reasoning", piece) pairs."""
-        if self._state == "rest" or not text:
+        if self._state == "rest" or not text or self._is_plain(text):
             return [("text", text)]
         self._held += text
         pieces: list[tuple[str, str]] = []
@@ -138,6 +160,16 @@ class ThinkSplitter:
         self._last = given[-1:] or self._last
         self.settled = self._state == "rest" or (self._state == "text" and not self._held)
         return pieces
+
+    def _is_plain(self, text: str) -> bool:
+        """Take text that no tag begins in or ends in: 0.5 us instead of the 2.5 that the steps below take."""
+        if "<" in text or self._held or not (self._state == "text" or (self._state == "start" and not text.isspace())):
+            return False
+        self._state = "text"
+        self._given += len(text)
+        self._last = text[-1]
+        self.settled = True
+        return True
 
     def end(self) -> list[tuple[str, str]]:
         """Return what was held back for a tag that never came."""

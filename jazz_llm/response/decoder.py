@@ -26,12 +26,15 @@ from ..sse import BOM, EventTooLargeError, SSEDecoder
 from ..types import LLMResponse, LLMUsage, Message
 from ..usage import normalize_usage, usage_of
 from .choice import ChoiceState
-from .deltas import content_parts, has_content, has_more, reasoning_of
+from .deltas import TEXT_FIELDS, content_parts, has_content, plain_text, reasoning_of
 from .failures import error_from, page_title, says_error
 from .parsing import INVALID, parse_json, text_or_none
+from .template import Template
 
 _JSON_STARTS = b'{[<"'
 _SSE_STARTS = (b"data:", b"event:", b"error:", b":")
+_NOT_HEAD = frozenset({"choices", "usage", "object"})
+_LONGEST_START = max(map(len, _SSE_STARTS)) + 1
 
 
 class Decoder:
@@ -64,6 +67,7 @@ class Decoder:
         self._prompt = prompt
         self._limit = max_response_bytes
         self._sse: SSEDecoder | None = None
+        self._template: Template | None = None  # of a stream whose chunks hardly vary
         self._event_limit = max_event_bytes
         self._inflate: _Inflate | None = None
         self._parts: list[bytes] = []  # a whole answer, or the white space before it is clear what this is
@@ -93,8 +97,11 @@ class Decoder:
         self.progress = False
         self._texts = []
         try:
-            for piece in (data,) if self._inflate is None else self._inflate.feed(data):
-                self._take(piece)
+            if self._inflate is None:
+                self._take(data)
+            else:
+                for piece in self._inflate.feed(data):
+                    self._take(piece)
         except EventTooLargeError:
             self._fail(_too_large("an event of the stream is larger than max_event_bytes"))
         except zlib.error as error:
@@ -128,22 +135,25 @@ class Decoder:
     def response(self) -> LLMResponse[Any]:
         """Return the answer as far as it has come."""
         first = self._answering() or ChoiceState(0)
-        calls = first.merger.calls()
-        reasoning = "".join(first.reasoning) or None
-        text = "".join(first.text)
+        answer, calls = first.choice(), first.calls()
         return LLMResponse(
-            text=text,
+            text=answer.text,
             usage=self._normalized_usage(),
             model=text_or_none(self._head.get("model")) or "",
-            finish_reason=first.finish_reason(),
+            finish_reason=answer.finish_reason,
             raw=self._head if self._whole else self._merged(),
             id=text_or_none(self._head.get("id")),
-            reasoning=reasoning,
+            reasoning=answer.reasoning,
             refusal="".join(first.refusal) or None,
             tool_calls=calls,
-            choices=[state.choice() for _, state in sorted(self._choices.items())],
+            choices=[answer if state is first else state.choice() for _, state in sorted(self._choices.items())],
             logprobs=first.logprobs,
-            message=Message("assistant", text or None if calls else text, tool_calls=calls or None, extra=self._echoed(first)),
+            message=Message(
+                "assistant",
+                answer.text or None if calls else answer.text,
+                tool_calls=calls or None,
+                extra=self._echoed(first) if calls else {},
+            ),
         )
 
     def _normalized_usage(self) -> LLMUsage:
@@ -161,7 +171,7 @@ class Decoder:
                 *state.reasoning,
                 *state.text,
                 *state.refusal,
-                *(c.raw_arguments for c in state.merger.calls()),
+                *(c.raw_arguments for c in state.calls()),
             )
         )
 
@@ -177,10 +187,12 @@ class Decoder:
         if self._sse is None:
             self._parts.append(data)
             return
-        for payload in self._sse.feed(data):
-            if self.over:
-                return
-            self._event(payload)
+        payloads = self._sse.feed(data)
+        if len(payloads) == 1 or not self._alike(payloads):
+            for payload in payloads:
+                if self.over:
+                    return
+                self._event(payload)
 
     def _sniff(self, data: bytes) -> bytes:
         """Decide from the first bytes what this is: servers answer with JSON where a stream was asked for, and the reverse.
@@ -192,51 +204,49 @@ class Decoder:
         data = b"".join((*self._parts, data))
         self._parts = []
         head = data.removeprefix(BOM).lstrip()
-        if not head or any(start.startswith(head) for start in (BOM, *_SSE_STARTS)):
+        if len(head) < _LONGEST_START and (not head or any(start.startswith(head) for start in (BOM, *_SSE_STARTS))):
             return data if head else b""  # too little to tell
         if head[0] in _JSON_STARTS:
             self._whole = True
         elif self._streams or self._is_event_stream or head.startswith(_SSE_STARTS):
-            self._sse = SSEDecoder(self._event_limit)
+            self._sse, self._template = SSEDecoder(self._event_limit), Template()
         else:
             self._whole = True
         return data
 
+    def _alike(self, payloads: list[bytes]) -> bool:
+        """Take the events of one read if all of them are plain chunks that fit the template."""
+        first = self._first
+        if first is None or not first.think.settled or self._template is None:
+            return False
+        texts = self._template.texts(payloads)
+        if texts is None:
+            return False
+        if "" in texts:
+            texts = [text for text in texts if text]
+        first.text += texts
+        self._texts += texts
+        self.progress = self.progress or bool(texts)
+        return True
+
     def _event(self, payload: bytes, *, at_end: bool = False) -> None:
-        """Take one event's data; the common chunk (one choice, some text, nothing else new) goes the short way."""
-        try:
-            chunk = orjson.loads(payload)
-        except ValueError:
-            return self._unusual(payload, at_end=at_end)
-        text = self._plain_text(chunk)
-        if text is None:
-            self._chunk(chunk)
-        elif text:
-            assert self._first is not None
-            self._first.text.append(text)
+        """Take one event's data; the common chunk (one choice, some text, nothing else new) goes a short way."""
+        first = self._first if self._first is not None and self._first.think.settled else None
+        text = None if first is None or self._template is None else self._template.text(payload)
+        if first is None or text is None:
+            try:
+                chunk = orjson.loads(payload)
+            except ValueError:
+                return self._unusual(payload, at_end=at_end)
+            text = None if first is None else plain_text(chunk)
+            if first is None or text is None:
+                return self._chunk(chunk)
+            if self._template is not None and not self._template.learn(payload, text, len(first.text)):
+                self._template = None
+        if text:
+            first.text.append(text)
             self._texts.append(text)
             self.progress = True
-
-    def _plain_text(self, chunk: Any) -> str | None:
-        """Return the text of a chunk that holds nothing else, None for any other chunk."""
-        try:
-            (choice,) = chunk["choices"]
-            delta = choice["delta"]
-            text = delta["content"]
-            # index, delta and finish_reason, and in the delta content: most servers send no more, and are not looked over twice
-            bare = len(choice) == 3 and len(delta) == 1 and choice.get("finish_reason", 0) is None
-            if (
-                text.__class__ is not str
-                or "<" in text
-                or choice.get("index") != 0
-                or chunk.get("usage") is not None
-                or "error" in chunk
-                or not (bare or not has_more(choice, delta))
-            ):
-                return None
-        except (ValueError, LookupError, TypeError, AttributeError):
-            return None
-        return text if self._first is not None and self._first.think.settled else None
 
     def _unusual(self, payload: bytes, *, at_end: bool) -> None:
         payload = payload.strip()
@@ -273,10 +283,10 @@ class Decoder:
             self._ended = True
         self.finished = self._all_finished()
 
-    def _choice(self, choice: dict[str, Any]) -> None:
+    def _choice(self, choice: dict[str, Any], position: int = 0) -> None:
         if says_error(choice, top=False):
             return self._fail(error_from(200, self._headers, choice, provider=self._provider))
-        index = choice.get("index")
+        index = choice.get("index", position)
         index = index if isinstance(index, int) and not isinstance(index, bool) else 0
         state = self._choices.get(index)
         if state is None:
@@ -287,7 +297,8 @@ class Decoder:
         if not isinstance(delta, dict):
             delta = self._instead_of_delta(state, choice)
         self._delta(state, delta)
-        state.add_logprobs(choice.get("logprobs"))
+        if (logprobs := choice.get("logprobs")) is not None:
+            state.add_logprobs(logprobs)
         finish = choice.get("finish_reason")
         if isinstance(finish, str) and finish not in ("", "null"):
             state.finish = finish
@@ -303,16 +314,18 @@ class Decoder:
 
     def _delta(self, state: ChoiceState, delta: dict[str, Any]) -> None:
         before = state.seen
-        for kind, text in content_parts(delta.get("content")):
+        content = delta.get("content")
+        for kind, text in (("text", content),) if isinstance(content, str) else content_parts(content):
             if kind == "reasoning":
                 state.add_reasoning(text)
             else:
                 self._text(state, state.think.feed(text))
                 state.seen = state.seen or bool(text)
-        state.add_reasoning(reasoning_of(delta))
-        state.add_refusal(delta.get("refusal"))
-        state.add_calls(delta)
-        state.keep(delta)
+        if others := {name: value for name, value in delta.items() if value is not None and name not in TEXT_FIELDS}:
+            state.add_reasoning(reasoning_of(others))
+            state.add_refusal(others.get("refusal"))
+            state.add_calls(others)
+            state.keep(others)
         if state.seen and (not before or has_content(delta)):
             self.progress = self._content = True
 
@@ -339,19 +352,19 @@ class Decoder:
         self._usage = usage_of(answer)
         self._head = answer
         choices = answer.get("choices")
-        if not isinstance(choices, list) or not choices or not all(isinstance(c, dict) for c in choices):
+        if not isinstance(choices, list) or set(map(type, choices)) != {dict}:
             return self._fail(_broken(f"The answer has no choices: {_excerpt(body)}", retryable=choices in (None, [])))
         for position, choice in enumerate(choices):
             if not isinstance(choice.get("message"), dict) and not choice.get("text") and not choice.get("delta"):
                 return self._fail(_broken(f"Choice {position} of the answer has no message: {_excerpt(body)}", retryable=False))
-            self._choice({"index": position, **choice})
+            self._choice(choice, position)
         for state in self._choices.values():
             state.whole_thoughts()
         self._ended = True
 
     def _merge_head(self, chunk: dict[str, Any]) -> None:
         for name, value in chunk.items():
-            if name not in ("choices", "usage", "object") and value is not None and value != "":
+            if value is not None and value != "" and name not in _NOT_HEAD:
                 self._head[name] = value
 
     def _merged(self) -> dict[str, Any]:
@@ -366,9 +379,9 @@ class Decoder:
         return merged if self._usage is None else {**merged, "usage": dict(self._usage)}
 
     def _echoed(self, first: ChoiceState) -> dict[str, Any]:
-        if not first.merger.calls():
-            return {}
-        return {name: value for name in self._echo if (value := first.fields.get(name))}
+        """Return what the provider wants back beside tool calls."""
+        fields = first.fields() if self._echo else {}
+        return {name: value for name in self._echo if (value := fields.get(name))}
 
     def _all_finished(self) -> bool:
         states = self._choices.values()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 _REASONING = ("reasoning_content", "reasoning", "thinking")
+_CONTENT = frozenset({"content", "refusal", "tool_calls", "function_call", "reasoning_details", *_REASONING})
+TEXT_FIELDS = frozenset({"content", "role"})  # of a delta
 
 
 def content_parts(content: object) -> list[tuple[str, str]]:
@@ -36,16 +38,39 @@ def reasoning_of(delta: dict[str, Any]) -> str:
 
 def has_content(delta: dict[str, Any]) -> bool:
     """Say whether a delta holds anything that a caller could be given."""
-    names = ("content", "refusal", "tool_calls", "function_call", "reasoning_details", *_REASONING)
-    return any(delta.get(name) for name in names)
+    return any(map(delta.get, _CONTENT))
 
 
-def has_more(choice: dict[str, Any], delta: dict[str, Any]) -> bool:
+def plain_text(chunk: Any) -> str | None:
+    """Return the text of a chunk that holds nothing else, None for any other chunk, and for text with a tag in it."""
+    try:
+        (choice,) = chunk["choices"]
+        delta = choice["delta"]
+        text = delta.get("content")
+        if (
+            text.__class__ is not str
+            or "<" in text
+            or choice.get("index") != 0
+            or chunk.get("usage") is not None
+            or "error" in chunk
+            or _has_more(choice, delta)
+        ):
+            return None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+    return text
+
+
+def _has_more(choice: dict[str, Any], delta: dict[str, Any]) -> bool:
     """Say whether a chunk's choice holds anything but text; many servers add fields that are null or empty."""
-    return any(value for name, value in delta.items() if name not in _TEXT) or any(
-        value for name, value in choice.items() if name not in _FRAME
-    )
+    # Written as loops: 0.25 us, where generators took 0.8.
+    for name, value in choice.items():
+        if value and name not in _FRAME:
+            return True
+    for name, value in delta.items():  # noqa: SIM110
+        if value and name not in TEXT_FIELDS:
+            return True
+    return False
 
 
-_TEXT = frozenset({"content", "role"})
 _FRAME = frozenset({"index", "delta"})

@@ -93,15 +93,14 @@ _BY_STATUS: dict[int, type[LLMStatusError]] = {
 }
 # What a body's own words may make of a status, where that is not left to them: every 429 is a rate limit.
 _MAY_BECOME: dict[int, tuple[type[LLMStatusError], ...]] = {429: (LLMQuotaExceededError,)}
-_REQUEST_ID = (
+_REQUEST_IDS = (
     "x-request-id",
     "request-id",
     "apim-request-id",
     "x-ds-trace-id",
     "x-litellm-call-id",
     "x-amzn-requestid",
-)
-_REQUEST_ID_LAST = (
+    # These may be of a proxy, or of something smaller than the request.
     "mistral-correlation-id",
     "x-generation-id",
     "x-trace-id",
@@ -113,14 +112,14 @@ _REQUEST_ID_LAST = (
 
 def request_id_of(headers: Mapping[str, str]) -> str | None:
     """Return the id that the provider's support asks for."""
-    return next((headers[name] for name in (*_REQUEST_ID, *_REQUEST_ID_LAST) if headers.get(name)), None)
+    return next(filter(None, map(headers.get, _REQUEST_IDS)), None)
 
 
 def rate_limits_of(headers: Mapping[str, str]) -> RateLimits | None:
     """Return what the ``x-ratelimit-*`` headers say (OpenAI's names, which most providers use), or None."""
-    said = {name: headers.get(f"x-ratelimit-{name}") for name in _RATE_LIMITS}
-    if not any(said.values()):
+    if not any(map(headers.get, _RATE_LIMITS)):
         return None
+    said = {name.removeprefix(_RATE_LIMIT): headers.get(name) for name in _RATE_LIMITS}
     return RateLimits(
         limit_requests=_count(said["limit-requests"]),
         remaining_requests=_count(said["remaining-requests"]),
@@ -131,7 +130,10 @@ def rate_limits_of(headers: Mapping[str, str]) -> RateLimits | None:
     )
 
 
-_RATE_LIMITS = tuple(f"{part}-{unit}" for unit in ("requests", "tokens") for part in ("limit", "remaining", "reset"))
+_RATE_LIMIT = "x-ratelimit-"
+_RATE_LIMITS = tuple(
+    f"{_RATE_LIMIT}{part}-{unit}" for unit in ("requests", "tokens") for part in ("limit", "remaining", "reset")
+)
 
 
 def _count(text: str | None) -> int | None:

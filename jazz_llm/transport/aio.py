@@ -588,8 +588,9 @@ class AsyncResponse:
         """Return what has come since the last read, b"" at the end of the message."""
         exchange, alarm = self._exchange, self._alarm
         if alarm.clock.over():
-            self.close()
-            raise alarm.clock.failure()
+            error = self._late()
+            self._leave(stop=True)
+            raise error
         while not exchange.held:
             if exchange.ended:
                 self._leave(stop=False)
