@@ -49,7 +49,7 @@ _SENT = (
 )
 _NOT_SENT = OPTIONS - set(_SENT)
 _TIMES = ("timeout", "first_token_timeout", "deadline")
-# Asked in this order: isinstance of a concrete class costs a fifth of what it does of an abstract one, or of a union.
+# In this order: to ask for a concrete class costs a third of what an abstract one does, and a fifth of a union.
 _MAPPING = (dict, Mapping)
 _SEQUENCE = (list, tuple)
 

@@ -96,9 +96,16 @@ class Clock:
             self._enter("first_token" if self._streams and self.timeouts.first_token is not None else "read")
 
     def content(self) -> None:
-        """Start the wait for the next content of a stream."""
-        if self._streams:
-            self._enter("between_tokens")
+        """Start the wait for the next content of a stream; once a chunk, so it does at once what ``_enter`` does."""
+        if not self._streams:
+            return
+        self.phase = "between_tokens"
+        since, limit, ends = time.monotonic(), self.timeouts.read, self._ends
+        self.since = since
+        if limit is None:
+            self.until = ends
+        else:
+            self.until = since + limit if ends is None else min(since + limit, ends)
 
     def tail(self) -> None:
         """Start the short wait for what follows a finish_reason."""

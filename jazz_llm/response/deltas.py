@@ -63,7 +63,7 @@ def plain_text(chunk: Any) -> str | None:
 
 def _has_more(choice: dict[str, Any], delta: dict[str, Any]) -> bool:
     """Say whether a chunk's choice holds anything but text; many servers add fields that are null or empty."""
-    # Written as loops: 0.25 us, where generators took 0.8.
+    # Written as loops: 0.3 us, where generators took 0.6.
     for name, value in choice.items():
         if value and name not in _FRAME:
             return True

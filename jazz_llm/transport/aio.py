@@ -20,7 +20,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LLMClosedError, LLMConfigurationError
-from . import READ_SIZE, RESENDS
+from . import RESENDS
 from .alarm import Alarm, Ticker, Work, asleep, call_soon, is_running_here
 from .exchange import ConnectError, Exchange, Headers, HTTPConnection, Origin, Request
 from .faults import error_of, joined, never_processed
@@ -112,7 +112,6 @@ class LoopPool:
     def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.ticker = Ticker(loop)
-        self.buffer = memoryview(bytearray(READ_SIZE))  # for every read: what it brought is copied out at once
         self._settings = settings
         self._pid = os.getpid()
         self._proxies = Proxies(settings.proxy, trust_env=settings.trust_env)
@@ -371,7 +370,7 @@ class AsyncConnection:
 
     def __init__(self, pool: LoopPool, origin: Origin, sock: Any) -> None:
         self.origin = origin
-        self.socket = LoopSocket(pool.loop, sock, pool.buffer)
+        self.socket = LoopSocket(pool.loop, sock)
         self.protocol: HTTPConnection
         self._pool = pool
         self._tls: TLSLayer | None = None
@@ -490,7 +489,7 @@ class AsyncConnection:
         if self.socket.closed:
             return
         (self.protocol.stop if stop else self.protocol.finish)(exchange)
-        self._tidy()
+        self._tidy(self.protocol.outgoing())
         if not self.socket.closed:
             self._pool.returned(self)
 
@@ -515,19 +514,19 @@ class AsyncConnection:
         for exchange in protocol.receive(data):
             if exchange.waiter is not None:
                 exchange.waiter.wake()
-        self._tidy()
+        out = protocol.outgoing()
+        if out or tls is not None or self._writing or protocol.retired:
+            self._tidy(out)
         if tls is not None and tls.ended and not self.socket.closed:
             self._ended("")
         elif protocol.room != room or protocol.settled is not self._settled:
             self._settled = protocol.settled
             self._pool.update(self)
 
-    def _tidy(self) -> None:
+    def _tidy(self, out: bytes) -> None:
         """Write what the protocol, or TLS, has to say, and close where it wants that."""
         protocol = self.protocol
-        data = protocol.outgoing()
-        if data or self._tls is not None:
-            self._write(data)
+        self._write(out)
         if self._writing:
             self._check_written()
         if protocol.closing or (protocol.retired and not protocol.busy):

@@ -614,7 +614,6 @@ class Http2:
         grant = stream.taken + stream.size - stream.granted
         stream.granted += grant
         self._out.append(frame(WINDOW_UPDATE, 0, exchange.id, LONG.pack(grant)))
-        _allow(exchange)
 
     def _wakes(self, exchange: Exchange) -> bool:
         """Tell whether a whole exchange holds a piece worth waking for; such a long one gets a larger window."""

@@ -31,10 +31,9 @@ class LoopSocket:
     ``on_drain`` is called when what the socket did not take at once has gone out.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, buffer: memoryview) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
         self._loop = loop
         self._sock = sock
-        self._buffer = buffer
         self._unsent = bytearray()
         self._refuses = False  # the peer takes nothing more; what it has sent is still worth reading
         self._reader: asyncio.Task[None] | None = None
@@ -60,14 +59,14 @@ class LoopSocket:
         if self.closed:
             return
         try:
-            size = self._sock.recv_into(self._buffer)
+            data = self._sock.recv(READ_SIZE)  # as cheap as recv_into a shared buffer and a copy of what came
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             self.on_end(error.strerror or str(error))
             return
-        if size:
-            self.on_data(bytes(self._buffer[:size]))
+        if data:
+            self.on_data(data)
         else:
             self.on_end("")
 
