@@ -659,6 +659,8 @@ class TextStream(_StreamState, Generic[T]):
             raise
         finally:
             self._reading = False
+            if self._state == "over":  # closed by somebody else between two waits, perhaps
+                self._answer.close()
         return texts
 
     def _read_on(self) -> list[str] | None:
@@ -796,6 +798,8 @@ class AsyncTextStream(_StreamState, Generic[T]):
             raise
         finally:
             self._reading = False
+            if self._state == "over":  # closed by somebody else between two waits, perhaps
+                self._answer.close()
         return texts
 
     async def _read_on(self) -> list[str] | None:

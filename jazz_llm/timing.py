@@ -40,7 +40,8 @@ class Clock:
     """The one deadline that counts now, and the reason to stop before it.
 
     ``until`` is a time of ``time.monotonic`` or None. ``sent`` says whether a byte of the request went out, ``answering``
-    whether the answer's head has come; the transport sets both. ``since`` is when the wait under way began. ``wake`` has whoever waits look at this clock again.
+    whether the answer's head has come; the transport sets both. ``since`` is when the wait under way began.
+    ``wake`` has whoever waits look at this clock again.
     """
 
     __slots__ = (

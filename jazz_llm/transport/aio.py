@@ -24,9 +24,10 @@ from . import RESENDS
 from .alarm import Alarm, Ticker, Work, asleep, call_soon, is_running_here
 from .exchange import ConnectError, Exchange, Headers, HTTPConnection, Origin, Request
 from .faults import error_of, joined, never_processed
+from .http1 import Http1
 from .names import Proxies
 from .opening import Opening, RefusedError, Settings, address_of, opening
-from .pool import Shelf
+from .pool import REST, SOON, Shelf
 from .sockets import LoopSocket, connect
 from .tls import TLSLayer, reason_of
 
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from ..errors import LLMError
     from ..timing import Clock
     from .foreign import AsyncForeign
+
+
+_BY_US = "closed"
 
 
 class AsyncPool:
@@ -260,6 +264,14 @@ class LoopPool:
 
     # --- What connections and responses tell ----------------------------------------------------------------------
 
+    def stays(self, origin: Origin) -> bool | None:
+        """Say whether connections to an origin stay open after a stream."""
+        return self._shelf.stays(origin)
+
+    def learn(self, origin: Origin, *, stays: bool) -> None:
+        """Take note of it."""
+        self._shelf.learn(origin, stays=stays)
+
     def taken(self, connection: AsyncConnection) -> None:
         """Take note that a connection has got another exchange."""
         self._shelf.taken(connection)
@@ -374,8 +386,11 @@ class AsyncConnection:
         self.protocol: HTTPConnection
         self._pool = pool
         self._tls: TLSLayer | None = None
+        self._http1 = True
         self._settled = True  # as the shelf knows it
         self._heard = 0.0  # when something came the last time
+        self._streamed = -math.inf  # when a stream over HTTP/1.1 ended
+        self._resting: asyncio.TimerHandle | None = None
         self._readers = 0  # exchanges that somebody reads
         self._writing: list[tuple[Exchange, Clock]] = []  # requests that have not gone out whole
 
@@ -388,8 +403,10 @@ class AsyncConnection:
 
     @property
     def room(self) -> int:
-        """How many more exchanges may start now."""
-        return 0 if self.socket.closed else self.protocol.room
+        """How many more exchanges may start now; over HTTP/1.1 none before the reader of the last one has left."""
+        if self.socket.closed or self._resting is not None or (self._readers and self._http1):
+            return 0
+        return self.protocol.room
 
     @property
     def settled(self) -> bool:
@@ -405,6 +422,11 @@ class AsyncConnection:
     def idle(self) -> bool:
         """Whether nobody reads from it."""
         return self._readers == 0
+
+    @property
+    def resting(self) -> bool:
+        """Whether it is not used yet after a stream, to see whether the server closes it."""
+        return self._resting is not None
 
     # --- Opening and closing --------------------------------------------------------------------------------------
 
@@ -433,6 +455,7 @@ class AsyncConnection:
             opened = done.value
         self._tls, self.protocol = opened.tls, opened.protocol
         self._settled = self.protocol.settled
+        self._http1 = isinstance(self.protocol, Http1)
         self.socket.on_data, self.socket.on_end, self.socket.on_drain = self._received, self._ended, self._check_written
         self.socket.write(opened.outgoing)
         self._received(opened.received)  # with b"" TLS gives what came along with the end of its handshake
@@ -442,12 +465,16 @@ class AsyncConnection:
     def close(self) -> None:
         """Close now; what was under way ends with a fault."""
         if not self.socket.closed:
-            self.socket.on_end("closed")
+            self.socket.on_end(_BY_US)
             self.socket.close()
 
     def _ended(self, words: str) -> None:
         """Take the end of the connection."""
         self.socket.close()
+        if words is not _BY_US and time.monotonic() - self._streamed < SOON:
+            self._pool.learn(self.origin, stays=False)
+        if self._resting is not None:
+            self._resting.cancel()
         if self._tls is not None and not self._tls.ended and not words:
             words = "closed without TLS's close_notify"  # anybody can cut TCP
         for exchange in self.protocol.lost(words):
@@ -489,9 +516,25 @@ class AsyncConnection:
         if self.socket.closed:
             return
         (self.protocol.stop if stop else self.protocol.finish)(exchange)
+        if self._http1 and not (exchange.whole or stop):
+            self._rest()
         self._tidy(self.protocol.outgoing())
         if not self.socket.closed:
             self._pool.returned(self)
+
+    def _rest(self) -> None:
+        """Wait a moment after a stream where the server may close the connection in spite of its promise."""
+        stays = self._pool.stays(self.origin)
+        if stays is False:
+            return self.close()
+        self._streamed = time.monotonic()
+        if stays is None:
+            self._resting = self._pool.loop.call_later(REST, self._rested)
+
+    def _rested(self) -> None:
+        self._resting = None
+        self._pool.learn(self.origin, stays=True)
+        self._pool.returned(self)
 
     def suspect(self, since: float) -> None:
         """Start nothing more here if nothing at all came for half of a wait: the other side may be gone without a word."""

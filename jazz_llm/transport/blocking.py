@@ -24,9 +24,10 @@ from ..errors import LLMClosedError, LLMTimeoutError
 from . import READ_SIZE, RESENDS
 from .exchange import ConnectError, Exchange, Fault, Headers, HTTPConnection, LostError, Origin, Request
 from .faults import error_of, joined, never_processed
+from .http1 import Http1
 from .names import Address, Proxies, resolve
 from .opening import Opening, RefusedError, Settings, address_of, opening
-from .pool import Shelf
+from .pool import REST, SOON, Shelf
 from .tls import TLSLayer, reason_of
 
 if TYPE_CHECKING:
@@ -155,6 +156,14 @@ class Pool:
                 self._foreign[proxy] = Foreign(httpx.HTTPTransport(**for_socks(proxy, self._settings)), ours=True)
             return self._foreign[proxy]
 
+    def stays(self, origin: Origin) -> bool | None:
+        """Say whether connections to an origin stay open after a stream."""
+        return self._shelf.stays(origin)
+
+    def learn(self, origin: Origin, *, stays: bool) -> None:
+        """Take note of it."""
+        self._shelf.learn(origin, stays=stays)
+
     # --- What is given back ---------------------------------------------------------------------------------------
 
     def give_back(self, connection: Connection) -> None:
@@ -232,12 +241,14 @@ class Connection:
         self._clock: Clock
         self._guard = threading.RLock()  # re-entrant: a finalizer may close while this thread holds it
         self._refuses = False  # the peer takes nothing more; what it has sent is still worth reading
+        self._streamed = 0.0  # when a stream over HTTP/1.1 ended
         self._patience: float | None = None  # seconds that the socket waits at each call, as it was told last
 
     # --- What the shelf asks --------------------------------------------------------------------------------------
 
     streams = 1
     settled = True
+    resting = False  # who leases it waits itself
 
     @property
     def room(self) -> int:
@@ -302,13 +313,16 @@ class Connection:
 
     def is_fresh(self) -> bool:
         """Read what has arrived on an idle connection, its end perhaps, and say whether it takes a request."""
-        if self._is_readable():
+        unknown = self._streamed > 0 and self._pool.stays(self.origin) is None
+        if self._is_readable(REST if unknown else 0.0):
             try:
                 self.read()
             except (Exception, KeyboardInterrupt):
                 self.close()
                 if self._clock.reason is not None:
                     raise
+        if unknown and not self.closed:
+            self._pool.learn(self.origin, stays=True)
         return not self.closed and self.protocol.room > 0
 
     def start(self, request: Request) -> Response:
@@ -340,6 +354,14 @@ class Connection:
             data = self._tls.encrypt(data) if data else self._tls.outgoing()
         if data:
             self._send(data)
+
+    def finish(self, exchange: Exchange) -> None:
+        """Want no more of an exchange, whose end may still be on its way."""
+        self.protocol.finish(exchange)
+        if not exchange.whole and isinstance(self.protocol, Http1):
+            self._streamed = time.monotonic()
+            if self._pool.stays(self.origin) is False:
+                self.close()
 
     def stop(self, exchange: Exchange) -> None:
         """Give an exchange up; this may run in a finalizer, so it waits for nothing."""
@@ -374,6 +396,8 @@ class Connection:
     def _ended(self, words: str) -> None:
         if self._tls is not None and not self._tls.ended and not words:
             words = "closed without TLS's close_notify"  # anybody can cut TCP
+        if time.monotonic() - self._streamed < SOON:
+            self._pool.learn(self.origin, stays=False)
         self.close()
         self.protocol.lost(words)
 
@@ -452,9 +476,9 @@ class Connection:
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             self._sock.setsockopt(socket.SOL_SOCKET, option, value)
 
-    def _is_readable(self) -> bool:
+    def _is_readable(self, seconds: float) -> bool:
         try:
-            return readable(self._sock)
+            return readable(self._sock, seconds)
         except (OSError, ValueError):  # closed meanwhile
             return True
 
@@ -499,7 +523,7 @@ class Response:
                 raise clock.failure()
             while not exchange.held:
                 if exchange.ended:
-                    self._release()
+                    self.finish()
                     return b""
                 if exchange.fault is not None:
                     raise exchange.fault
@@ -529,7 +553,7 @@ class Response:
     def finish(self) -> None:
         """Give the connection back after the last byte that was wanted; the message's own end may still be on its way."""
         if self._open:
-            self._connection.protocol.finish(self._exchange)
+            self._connection.finish(self._exchange)
             self._release()
 
     def _release(self) -> None:
@@ -590,13 +614,13 @@ def _a_while(clock: Clock) -> float:
     return LOOK if left is None else min(left, LOOK)
 
 
-def readable(sock: socket.socket) -> bool:
-    """Say whether a read would return at once."""
+def readable(sock: socket.socket, seconds: float) -> bool:
+    """Say whether a read would return at once, or within some time."""
     if not hasattr(select, "poll"):  # Windows, where select knows no limit on descriptors
-        return bool(select.select([sock], [], [], 0)[0])
+        return bool(select.select([sock], [], [], seconds)[0])
     poll = select.poll()
     poll.register(sock, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(seconds * 1e3))
 
 
 def writable(sock: socket.socket, seconds: float) -> bool:

@@ -5,6 +5,8 @@
 * Else another one is dialed, up to ``max_connections`` in all; at the limit an idle one makes way. As long as it is not known
   what an origin speaks, one connection is dialed to find out; and what those being dialed, or still without the server's
   SETTINGS, will bring counts as room to come.
+* Some HTTP/1.1 servers promise to keep a connection and close it right after a stream (llama.cpp: 40 us). Until it is known of
+  an origin, a connection rests for a moment after a stream; where it is known to be so, it is not used again.
 * Of those idle at most ``max_idle`` are kept, the longest idle going first, and none longer than ``expiry`` seconds.
 """
 
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
 # The contract's limits: idle for 4 s, below the 5 s after which uvicorn and llama.cpp hang up.
 MAX_CONNECTIONS, MAX_IDLE, EXPIRY = 1000, 100, 4.0
+
+
+# How long a connection rests after a stream until it is known whether its server closes it then, and how soon that is, seconds.
+REST, SOON = 0.02, 0.1
 
 
 class Connection(Protocol):
@@ -44,6 +50,10 @@ class Connection(Protocol):
     def idle(self) -> bool:
         """Whether nothing is under way."""
 
+    @property
+    def resting(self) -> bool:
+        """Whether it is not used yet after a stream, to see whether the server closes it."""
+
     def close(self) -> None:
         """Close it now."""
 
@@ -65,6 +75,7 @@ class Shelf(Generic[C]):
         self._idle: dict[C, float] = {}  # since when, the longest first
         self._streams: dict[Origin, int] = {}  # what its connections took the last time
         self._dialing: Counter[Origin] = Counter()
+        self._stays: dict[Origin, bool] = {}
         self.connections: dict[C, None] = {}
 
     def lease(self, origin: Origin) -> C | None:
@@ -85,12 +96,13 @@ class Shelf(Generic[C]):
         return oldest is not None
 
     def _to_come(self, origin: Origin) -> float:
-        """Return for how many others the connections being made have room."""
+        """Return for how many others the connections being made, or resting, have room."""
+        resting = 0 if origin in self._stays else sum(c.resting for c in self._idle if c.origin == origin)
         streams = self._streams.get(origin) if origin[0] in self._multiplexed else 1
         dialing, new = self._dialing[origin], self._new[origin]
         if streams is None:
             return math.inf if dialing or new else 0
-        return (dialing + len(new)) * (streams - 1)
+        return (dialing + len(new)) * (streams - 1) + resting
 
     def dial(self, origin: Origin) -> None:
         """Note that a connection is being made."""
@@ -147,6 +159,14 @@ class Shelf(Generic[C]):
             if len(idle) > self._max_idle:
                 return list(idle)[: len(idle) - int(self._max_idle)]
         return []
+
+    def stays(self, origin: Origin) -> bool | None:
+        """Say whether HTTP/1.1 connections stay open after a stream, None where it is not known."""
+        return self._stays.get(origin)
+
+    def learn(self, origin: Origin, *, stays: bool) -> None:
+        """Take note of it."""
+        self._stays[origin] = stays
 
     def remove(self, connection: C) -> None:
         """Forget a connection that is closed."""

@@ -24,10 +24,11 @@ class Line:
     settled: bool = True
     busy: int = 0
     closed: bool = False
+    resting: bool = False
 
     @property
     def room(self) -> int:
-        return 0 if self.closed else (self.streams if self.settled else 1) - self.busy
+        return 0 if self.closed or self.resting else (self.streams if self.settled else 1) - self.busy
 
     @property
     def idle(self) -> bool:
@@ -147,6 +148,19 @@ def test_those_idle_for_too_long_are_named() -> None:
     assert pool.expired(6.0) == [old, young]
     old.start()
     assert pool.expired(6.0) == [young]
+
+
+def test_nothing_is_dialed_for_those_whom_a_resting_connection_will_serve() -> None:
+    pool = shelf()
+    line = dialed(pool, resting=True)
+    assert pool.lease(HOME) is None
+    assert not pool.may_dial(HOME, 1)
+    assert pool.may_dial(HOME, 2)
+    pool.learn(HOME, stays=True)
+    assert pool.may_dial(HOME, 1)
+    line.resting = False
+    pool.returned(line, 0.0)
+    assert pool.lease(HOME) is line
 
 
 def test_no_limits_at_all() -> None:
