@@ -1,4 +1,4 @@
-.PHONY: install style types tests bench
+.PHONY: install style types tests bench soak fuzz
 
 install:
 	pip install -e ".[test,bench]"
@@ -14,6 +14,12 @@ tests:
 	pytest
 
 bench:
-	python -m benchmarks.bench_import
-	python -m benchmarks.bench_call
-	python -m benchmarks.bench_stream
+	python -m benchmarks.prepare
+	python -m benchmarks.report
+
+soak:
+	python -m benchmarks.soak --seconds 120
+
+fuzz:
+	python -m tests.fuzz.fuzz_http1 60
+	python -m tests.fuzz.fuzz_http2 60

@@ -7,6 +7,7 @@ in a fresh process. The checks after it are those of jazz_llm alone, each with i
 
 import argparse
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -189,7 +190,8 @@ def many_streams(place: Place, size: Size, wire: str) -> Iterator[Check]:
     """Check errors, time to first token, memory and connections."""
     for streams, model, words in size.loads:
         result = asked(place, wire, OURS, action="load", model=model, at_once=streams)
-        yield concluded(f"{streams:,} streams x {words}", wire, result, lambda: held(result, wire))  # noqa: B023 - called at once
+        figures = functools.partial(held, result, wire)
+        yield concluded(f"{streams:,} streams x {words}", wire, result, figures)
 
 
 def held(result: dict[str, Any], wire: str) -> tuple[str, bool]:

@@ -321,9 +321,7 @@ class FloorPeer(BarePeer):
         protocol = self.protocol(f"{self.host}:{self.port}", self.target.api_key)
         context = tls_context("h2" if self.protocol is Http2 else "http/1.1") if self.is_secure else None
         connection = TlsConnection(protocol, context, self.host) if context else Connection(protocol)
-        task = asyncio.create_task(
-            asyncio.get_running_loop().create_connection(lambda: connection, self.host, self.port)  # type: ignore[arg-type]
-        )
+        task = asyncio.create_task(asyncio.get_running_loop().create_connection(lambda: connection, self.host, self.port))
         self.dialling.add(task)  # or it could be collected while it runs
         task.add_done_callback(self.dialling.discard)
         self.free.append(connection)

@@ -197,8 +197,10 @@ def asked_for(results: Results) -> Iterable[str]:
 def verdict(table: Table) -> tuple[str, str]:
     """Return what is asked, with what was got, and whether all of it holds."""
     verdicts = table.verdicts()
+    if not verdicts:
+        return "-", "not measured"
     texts = "; ".join(f"{verdict.asked}: {verdict.got}" for verdict in verdicts)
-    return texts or "-", ("yes" if all(verdict.holds for verdict in verdicts) else "**no**") if verdicts else "-"
+    return texts, "yes" if all(verdict.holds for verdict in verdicts) else "**no**"
 
 
 def figure(table: Table, peer: str) -> str:

@@ -269,7 +269,8 @@ def soak(place: Place, seconds: float, say: Callable[[str], None] = print) -> Ou
 def tell(outcome: Outcome, seconds: float, said: int, say: Callable[[str], None]) -> int:
     """Show how it goes: always on a terminal, and ten lines in all elsewhere."""
     sample = outcome.samples[-1]
-    text = f"{outcome.seconds:6.0f} s {sample.calls:>9,} calls {sample.memory / MEGABYTE:8.1f} MB {sample.descriptors:>5} descriptors"
+    held = f"{sample.memory / MEGABYTE:8.1f} MB {sample.descriptors:>5} descriptors"
+    text = f"{outcome.seconds:6.0f} s {sample.calls:>9,} calls {held}"
     progress(f"soak: {text}")
     if outcome.seconds < seconds * (said + 1) / SHOWN:
         return said
