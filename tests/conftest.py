@@ -28,6 +28,13 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def settled() -> None:
+    """Leave what is loaded by now out of the collections after each test: they would cost more than the tests."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def collected() -> Iterator[None]:
     """Let what a test left behind complain within that test: unclosed sockets warn when they are collected."""

@@ -26,7 +26,7 @@ MAX_CONNECTIONS, MAX_IDLE, EXPIRY = 1000, 100, 4.0
 
 
 # How long a connection rests after a stream until it is known whether its server closes it then, and how soon that is, seconds.
-REST, SOON = 0.02, 0.1
+REST, SOON = 0.05, 0.1
 
 
 class Connection(Protocol):
