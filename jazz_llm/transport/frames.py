@@ -1,8 +1,9 @@
 """HTTP/2's frames and the header sections in them, as bytes (RFC 9113, sections 4, 6 and 8; RFC 7541).
 
-Frames are packed and read by hand: the h2 package costs 5 us a DATA frame where http2.py takes 0.3 (tests/transport). Request
-headers are written as literals without indexing: no table on either side, so a block can be kept and sent again, nothing is
-lost with a request that never went out, and hpack, which logs what it encodes, never sees the key.
+Frames are packed and read by hand, since the h2 package takes more than eight times as long for DATA (Http2.receive has the
+figures). Request headers are written as literals without indexing: no table on either side, so a block can be kept and sent
+again (0.1 us instead of 9), nothing is lost with a request that never went out, and hpack, which logs what it encodes, never
+sees the key.
 """
 
 from __future__ import annotations

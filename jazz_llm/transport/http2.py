@@ -143,7 +143,7 @@ class Http2:
         self._send_window = self._initial_window = DEFAULT_WINDOW
         self._frame_size = FRAME_SIZE
         self._opened = False  # a window of the server's has grown
-        self._owed = 0  # content that the server may still credit, at the stream and at the connection
+        self._owed = 0  # what the server may still credit of content that it got, at the stream and at the connection
 
     # The face: what drivers call.
 
@@ -182,7 +182,8 @@ class Http2:
     def receive(self, data: bytes) -> list[Exchange]:
         """Take what one read brought; return the exchanges that it touched, each once, in the order of the first touch.
 
-        Plain DATA frames, nearly all there are, are taken in this loop: 0.3 us in a read that holds many.
+        Plain DATA frames, nearly all there are, are taken in this loop: 0.4 us each in a read of 64 KB, 0.8 us alone in a read,
+        where the h2 package takes 7.4 and 8.1 (frames of 150 bytes, CPython 3.11, one alternating run).
         """
         if self.closing:
             return []
