@@ -171,7 +171,7 @@ def test_row_10_the_stream_is_reset_before_any_byte(case: Case, code: int) -> No
     error = case.fails(LLMConnectionError)
     assert (error.maybe_processed, error.attempts, len(case.asked)) == (True, 3, 3)
     assert code == Code.NO_ERROR or (Code(code).name if code in set(Code) else str(code)) in str(error)
-    assert case.colour == "sync" or len(case.server.connections) == 1
+    assert len(case.server.connections) == 1
 
 
 def _doing(act: Any) -> Any:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 
 from jazz_llm import LLMClosedError, LLMResponse
@@ -300,6 +301,36 @@ def test_row_30_cancelled_while_others_wait_for_the_same_connection(case: Case) 
     told(case)
 
 
+@where("h1 h2 async")
+def test_row_30_cancelled_in_the_queue(case: Case) -> None:
+    """Whoever is cancelled as a place is given to him passes it on: nobody behind him waits for ever."""
+
+    async def held(answer: Answer) -> None:
+        answer.part()
+        await case.until_said(answer, "go on")
+        answer.rest()
+
+    limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
+    case.face(held, times=ALWAYS, limits=limits, server_settings={"max_concurrent_streams": 1})
+    case.call("next")
+
+    async def main() -> None:
+        for ticks in range(60):
+            case.said.discard("go on")
+            first = asyncio.ensure_future(case.acall("first"))
+            await asyncio.sleep(0.001)
+            second, third = (asyncio.ensure_future(case.acall("next")) for _ in range(2))
+            await asyncio.sleep(0)
+            case.say("go on")
+            for _ in range(3 * ticks):
+                await asyncio.sleep(0)
+            second.cancel()
+            await asyncio.gather(second, return_exceptions=True)
+            assert (await first).text == (await asyncio.wait_for(third, 5)).text == "Hello"
+
+    case.client.run(main())
+
+
 @where("h2 async")
 def test_row_31_a_thousand_cancels_beside_twenty_streams(case: Case) -> None:
     async def fault(answer: Answer) -> None:
@@ -315,6 +346,7 @@ def test_row_31_a_thousand_cancels_beside_twenty_streams(case: Case) -> None:
 
     async def main() -> list[LLMResponse[Any]]:
         streams = [asyncio.ensure_future(case.acall(f"long {i}", "stream")) for i in range(20)]
+        await asyncio.to_thread(case.server.wait_for, lambda _: sum(said.startswith("long") for said in case.said) == 20)
         for batch in range(20):
             await asyncio.gather(*(cancelled_after(batch + i % 50, case.acall()) for i in range(50)))
         case.say("stop")

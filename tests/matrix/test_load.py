@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+import random
 import socket
 import time
 from contextlib import closing
 from typing import Any
 
+import httpx
 import pytest
 
 from jazz_llm import LLMConnectionError, LLMOverloadedError, RetryPolicy
@@ -69,6 +71,7 @@ def test_row_32_a_slow_reader(case: Case) -> None:
     widest = case.client.run(main())
     assert widest < 0.25 + SLACK / 2
     slow = case.asked[0]
+    case.server.wait_for(lambda _: slow.over)
     assert slow.code == Code.CANCEL
     assert case.server.connections[0].allowed(slow.stream) <= HELD + 64 * 1024
     assert len(case.server.connections) == 1
@@ -147,6 +150,45 @@ def leave_after_first_text(case: Case) -> None:
         return
     for _ in case.llm.stream("hi"):
         break
+
+
+@where("h2")
+@pytest.mark.parametrize("seed", range(3))
+def test_all_that_costs_nothing_at_once(case: Case, seed: int) -> None:
+    """Rows 7, 8, 9, 13 and 15, at random, beside each other: 300 calls, and none of them notices."""
+    dice = random.Random(seed)
+    refused: set[str] = set()
+
+    async def fault(answer: Answer) -> None:
+        connection, content = answer.connection, answer.json()["messages"][0]["content"]
+        what = dice.random()
+        if what < 0.1 and content not in refused:
+            refused.add(content)
+            return answer.reset(Code.REFUSED_STREAM)
+        answer.part()
+        if what < 0.2:
+            connection.settings(max_concurrent_streams=dice.choice([1, 3, 10]))
+        elif what < 0.3:
+            connection.goaway(2**31 - 1)
+        await asyncio.sleep(dice.random() * 0.01)
+        if not answer.over:
+            answer.rest(end=what < 0.9)  # else its end is still to come when the next call looks
+        if what >= 0.9:
+            await asyncio.sleep(0.002)
+            if not answer.over and connection.lost_at is None:
+                answer.end()
+        if 0.2 < what < 0.3 and connection.live == 0 and connection.lost_at is None:
+            connection.goaway(max(connection.answers))  # whatever is on its way now was not processed
+            connection.fin()
+
+    limits = httpx.Limits(max_connections=6, max_keepalive_connections=3, keepalive_expiry=0.05)
+    case.face(fault, times=ALWAYS, server_settings={"max_concurrent_streams": 10}, limits=limits, max_retries=0)
+    results = []
+    for batch in range(10):
+        futures = [case.start(f"{batch}-{i}") for i in range(30)]
+        results += [future.exception(20) or future.result().text for future in futures]
+    assert results == ["Hello"] * 300
+    assert max(connection.peak for connection in case.server.connections) <= 10
 
 
 # --- row 42
