@@ -169,8 +169,8 @@ PROVIDERS: tuple[Provider, ...] = (
     Provider(name="ollama", base_url="http://localhost:11434/v1", key_env=("OLLAMA_API_KEY",), hosts=("ollama.com",)),
     Provider(name="vllm", base_url="http://localhost:8000/v1", key_env=("VLLM_API_KEY",)),
     Provider(name="sglang", base_url="http://localhost:30000/v1", key_env=("SGLANG_API_KEY",)),
-    # Measured (xllamacpp 2026.10): a stream that is left frees its slot in 3 ms, a whole answer in 1 s at best, and never as long
-    # as the server has anything else to do.
+    # Measured (xllamacpp 2026.10): a stream that is left frees its slot in 3 ms, a whole answer in 1 s at best, and never as
+    # long as the server has anything else to do.
     Provider(name="llamacpp", base_url="http://127.0.0.1:8080/v1", key_env=("LLAMA_API_KEY",), streams_inside=True),
     Provider(name="lmstudio", base_url="http://localhost:1234/v1", key_env=("LM_STUDIO_API_KEY",)),
     Provider(name="tgi", base_url="http://localhost:8080/v1", key_env=("HF_TOKEN",)),

@@ -138,6 +138,7 @@ class LoopPool:
         clock = alarm.clock
         for resends_left in range(RESENDS, -1, -1):
             clock.begin()
+            self.ticker.add(alarm)  # again: an answer that was given up has taken it away
             try:
                 return await self._send(request, alarm)
             except Exception as fault:
@@ -191,7 +192,7 @@ class LoopPool:
             queue.pop(alarm, None)
             if not queue and self._queues.get(origin) is queue:
                 del self._queues[origin]
-            self._serve(origin)
+            self._serve_all()
 
     async def _turn(self, origin: Origin, alarm: Alarm) -> None:
         """Wait until somebody says that there may be a connection now, or that there will be none."""
@@ -200,7 +201,8 @@ class LoopPool:
         if not alarm.clock.over():
             await alarm.waiting()
         if alarm.fault is not None:
-            raise alarm.fault
+            fault, alarm.fault = alarm.fault, None
+            raise fault
         if alarm.clock.over():
             raise alarm.clock.failure()
 
@@ -282,8 +284,7 @@ class LoopPool:
             other.close()
         if self._sweeper is None:
             self._sweep_later()
-        if self._queues:
-            self._serve(connection.origin)
+        self._serve_all()
 
     def update(self, connection: AsyncConnection) -> None:
         """Take note that the server has said something about the room of a connection, or that it is closed."""
@@ -291,8 +292,12 @@ class LoopPool:
             self._shelf.remove(connection)
         elif connection in self._shelf.connections:
             self._shelf.update(connection, time.monotonic())
-        if self._queues:
-            self._serve(connection.origin)
+        self._serve_all()
+
+    def _serve_all(self) -> None:
+        """Serve those of every origin: at the limit, an idle connection of one makes way for another."""
+        for origin in tuple(self._queues):
+            self._serve(origin)
 
     def drop(self, response: AsyncResponse) -> None:
         """Have a request ended at the server in the loop's next iteration; from any thread and from finalizers.
