@@ -351,7 +351,8 @@ class LoopPool:
         self._stop_dropped()
         for connection in [*self._shelf.connections, *self._opening]:
             connection.close()
-        self.ticker.stop()
+        for origin in self._queues:
+            self._refuse_all(origin, ConnectError("the client was closed"))
         if self._sweeper is not None:
             self._sweeper.cancel()
 

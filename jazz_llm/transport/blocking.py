@@ -89,10 +89,15 @@ class Pool:
 
     def _lease(self, origin: Origin, clock: Clock) -> Connection:
         while (connection := self._found(origin, clock)) is not None:
-            if connection.is_fresh():
+            fresh = False
+            try:
+                fresh = connection.is_fresh()
+            finally:
+                if not fresh:
+                    connection.close()
+                    self.give_back(connection)
+            if fresh:
                 return connection
-            connection.close()
-            self.give_back(connection)
         return self._dialed(origin, clock)
 
     def _found(self, origin: Origin, clock: Clock) -> Connection | None:
