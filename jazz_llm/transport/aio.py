@@ -366,6 +366,9 @@ class LoopPool:
         """Wait until nothing of this pool is left on its loop."""
         if self._sentinel is not None:
             await self._sentinel.aclose()
+
+    async def close_foreign(self) -> None:
+        """Close what only a coroutine can close."""
         for foreign in self._foreign.values():
             await foreign.aclose()
 
@@ -381,6 +384,7 @@ async def _sentinel(pool: weakref.ref[LoopPool]) -> AsyncGenerator[None]:
     finally:
         if (alive := pool()) is not None:
             alive.close()
+            await alive.close_foreign()
 
 
 class AsyncConnection:

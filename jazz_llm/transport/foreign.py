@@ -240,6 +240,14 @@ _CLOSING: set[asyncio.Task[None]] = set()
 
 def for_socks(proxy: str, settings: Settings) -> dict[str, Any]:
     """Return what a stock transport needs to go through a SOCKS proxy, over HTTP/1.1."""
+    try:
+        import socksio  # noqa: F401  # what httpx needs; asked here, where its lack can be named
+    except ImportError:
+        lacks = True
+    else:
+        lacks = False
+    if lacks:
+        raise LLMConfigurationError('proxy: SOCKS needs another package: pip install "httpx[socks]".')
     logging.getLogger("jazz_llm").debug("SOCKS: stock httpx over HTTP/1.1 is used for %s", httpx.URL(proxy).host)
     return {
         "verify": settings.context(http2=False),

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import select
+import socket
+import socketserver
+import subprocess
+import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import httpx
 import pytest
 
-from jazz_llm import LLMTimeoutError, OpenAICompatibleLLM
-from jazz_llm.testing import Authority, FakeServer, Reply, Request
+from jazz_llm import LLMConfigurationError, LLMTimeoutError, OpenAICompatibleLLM
+from jazz_llm.testing import Authority, FakeServer, Reply, Request, sse_chunk
+from jazz_llm.transport import sockets
 from jazz_llm.transport.httpx_transports import AsyncHTTPTransport, HTTPTransport
 
 from ..colours import Async, Sync
@@ -111,3 +118,100 @@ def test_an_httpx_client_gets_its_timeouts() -> None:
         with pytest.raises(httpx.ReadTimeout):
             client.get(server.url)
         assert time.monotonic() - started < 3
+
+
+# --- Connecting
+
+
+def test_an_address_that_does_not_answer_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Happy Eyeballs (RFC 8305): the next address is tried while the first one is still silent."""
+    with closing(socket.socket()) as listener, FakeServer() as server:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        crowd = [socket.socket() for _ in range(4)]
+        for sock in crowd:
+            sock.setblocking(False)
+            sock.connect_ex(listener.getsockname())
+        addresses = [listener.getsockname(), ("127.0.0.1", httpx.URL(server.url).port)]
+
+        def resolve(_host: str, _port: int) -> Future[list[Any]]:
+            found: Future[list[Any]] = Future()
+            found.set_result([(socket.AF_INET, socket.SOCK_STREAM, 0, "", address) for address in addresses])
+            return found
+
+        monkeypatch.setattr(sockets, "resolve", resolve)
+        started = time.monotonic()
+        with OpenAICompatibleLLM("m", base_url="http://many.example", timeout=10) as llm:
+            assert asyncio.run(llm.agenerate("hi")).text == "Hello, world!"
+        assert time.monotonic() - started < 5
+        for sock in crowd:
+            sock.close()
+
+
+def test_families_of_addresses_take_turns() -> None:
+    six, four = socket.AF_INET6, socket.AF_INET
+    addresses: list[Any] = [(six, "a"), (six, "b"), (six, "c"), (four, "d"), (four, "e")]
+    assert [name for _, name in sockets.interleaved(addresses)] == ["a", "d", "b", "e", "c"]
+
+
+class SocksProxy(socketserver.StreamRequestHandler):
+    """SOCKS5 with no authentication, for IPv4 addresses (RFC 1928)."""
+
+    def handle(self) -> None:
+        self.rfile.read(self.rfile.read(2)[1])
+        self.wfile.write(b"\x05\x00")
+        assert self.rfile.read(4) == b"\x05\x01\x00\x01"
+        host, port = socket.inet_ntoa(self.rfile.read(4)), int.from_bytes(self.rfile.read(2))
+        with socket.create_connection((host, port)) as target:
+            self.wfile.write(b"\x05\x00\x00\x01" + bytes(6))
+            while True:
+                for ready in select.select([self.connection, target], [], [])[0]:
+                    data = ready.recv(65536)
+                    if not data:
+                        return
+                    (target if ready is self.connection else self.connection).sendall(data)
+
+
+def test_through_socks(colour: Colour, authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", "jazz_llm")
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), SocksProxy) as proxy, FakeServer(tls=authority) as server:
+        proxy.daemon_threads = True
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(proxy.serve_forever, 0.01)
+            url = f"socks5://127.0.0.1:{proxy.server_address[1]}"
+            with OpenAICompatibleLLM("m", base_url=server.url, verify=authority.path, proxy=url) as llm:
+                response = colour.generate(llm)
+                texts, _ = colour.stream(llm)
+            proxy.shutdown()
+    assert (response.text, response.metrics.http_version) == ("Hello, world!", "HTTP/1.1")
+    assert "".join(texts) == "Hello, world!"
+    assert "stock httpx over HTTP/1.1" in caplog.text
+
+
+def test_socks_without_its_package_says_what_to_install(colour: Colour, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    with OpenAICompatibleLLM("m", base_url="http://x", proxy="socks5://127.0.0.1:9") as llm:
+        with pytest.raises(LLMConfigurationError, match=r"httpx\[socks\]"):
+            colour.generate(llm)
+
+
+SCRIPT = """
+import asyncio, sys
+from jazz_llm import OpenAICompatibleLLM
+llm = OpenAICompatibleLLM("m", base_url=sys.argv[1], http2="prior_knowledge")
+stream = llm.stream("hi")
+print(next(iter(stream)))
+"""
+
+
+def test_the_end_of_the_interpreter_ends_an_open_stream_without_a_word() -> None:
+    async def hold(_: Request, reply: Reply) -> None:
+        await reply.start(200, {"content-type": "text/event-stream"})
+        await reply.send(sse_chunk("a"))
+        await reply.cancelled()
+
+    with FakeServer(hold) as server:
+        command = [sys.executable, "-X", "dev", "-c", SCRIPT, server.url]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        server.wait_for(lambda s: s.live == 0)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "a\n", "")
