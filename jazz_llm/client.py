@@ -418,11 +418,13 @@ class _StreamState:
 
     def _claim_read(self) -> bool:
         """Begin to read on; False where there is nothing more."""
-        if self._state == "over":
-            return False
-        if self._reading:
+        if self._reading and self._state == "open":
             raise RuntimeError("Somebody else is reading this stream: one reader at a time.")
-        self._reading = True
+        self._reading = True  # first, as ``_stop`` sets the state first: so one of the two sees the other and closes
+        if self._state == "over":
+            self._reading = False
+            self._close_answer()
+            return False
         # The time that the caller took is not the server's: the wait starts anew.
         if self._decoder.finished:
             self._clock.tail()
@@ -466,6 +468,10 @@ class _StreamState:
         if self._clock.reason != "stopped" or not isinstance(error, LLMClosedError):
             raise error
 
+    def _close_answer(self) -> None:
+        if self._answer is not None:
+            self._answer.close()
+
     def _stop(self) -> None:
         """End the request at the server, from wherever this is called; idempotent."""
         began, self._state = self._state == "open", "over"
@@ -474,8 +480,8 @@ class _StreamState:
         self._shared.end(self._clock)
         if self._reading:  # the reader notices, and closes
             self._clock.interrupt("stopped")
-        elif self._answer is not None:
-            self._answer.close()
+        else:
+            self._close_answer()
 
     def _failed(self, error: LLMError) -> LLMError:
         """Complete an error of this call; ``partial`` is what had come of the answer."""
@@ -600,7 +606,7 @@ class TextStream(_StreamState, Generic[T]):
         try:
             self._retries().run(self._attempt, self._sleep, first)
         except LLMError as error:
-            return error
+            return self._failed(error)  # one that ended the wait between two tries is not complete yet
         return None
 
     def _attempt(self) -> None:
@@ -660,7 +666,7 @@ class TextStream(_StreamState, Generic[T]):
         finally:
             self._reading = False
             if self._state == "over":  # closed by somebody else between two waits, perhaps
-                self._answer.close()
+                self._close_answer()
         return texts
 
     def _read_on(self) -> list[str] | None:
@@ -739,7 +745,7 @@ class AsyncTextStream(_StreamState, Generic[T]):
         try:
             await self._retries().arun(self._attempt, self._sleep, first)
         except LLMError as error:
-            return error
+            return self._failed(error)  # one that ended the wait between two tries is not complete yet
         return None
 
     async def _attempt(self) -> None:
@@ -799,7 +805,7 @@ class AsyncTextStream(_StreamState, Generic[T]):
         finally:
             self._reading = False
             if self._state == "over":  # closed by somebody else between two waits, perhaps
-                self._answer.close()
+                self._close_answer()
         return texts
 
     async def _read_on(self) -> list[str] | None:

@@ -180,6 +180,7 @@ class LoopPool:
             if self._shelf.is_draining(origin):
                 await asyncio.sleep(0)  # what is still to come of the message's end is often there already
             while True:
+                my_turn = my_turn or next(iter(queue)) is alarm
                 connection = self._free(origin) if my_turn else None
                 if connection is not None:
                     return connection
@@ -211,12 +212,13 @@ class LoopPool:
         queue = self._queues.get(origin)
         if not queue:
             return
-        room = self._shelf.room(origin) or int(self._shelf.may_dial(origin, len(queue)))
+        room = self._shelf.room(origin) or int(self._shelf.could_dial(origin, len(queue)))
         for alarm in list(queue)[:room]:
             alarm.wake()
 
     async def _dialed(self, origin: Origin, alarm: Alarm) -> AsyncConnection:
         self._shelf.dial(origin)
+        self._serve(origin)  # the next one of them may dial at the same time
         alarm.clock.connecting()
         connection, refusal = None, None
         try:
@@ -596,7 +598,8 @@ class AsyncConnection:
         if self.socket.backlog:
             return
         for exchange, clock in self._writing:
-            if exchange.unsent is None:
+            # Of one that is over the clock may be at something else by now.
+            if exchange.unsent is None and exchange.fault is None and not exchange.ended:
                 clock.waiting()
         self._writing = [entry for entry in self._writing if entry[0].unsent is not None]
 

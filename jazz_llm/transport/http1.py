@@ -106,9 +106,12 @@ class Http1:
     # Requests
 
     def start(self, request: Request, *, whole: bool) -> Exchange:
-        """Begin an exchange; ValueError if the request cannot be written as HTTP/1.1 (its words show none of it)."""
+        """Begin an exchange; LostError where there is no room, ValueError if the request cannot be written as HTTP/1.1.
+
+        The words show nothing of the request.
+        """
         if not self.room:
-            raise RuntimeError("HTTP/1.1 takes one exchange at a time")
+            raise LostError("the connection takes no more requests", unprocessed=True)
         head, self._keep = self._encoded(request)
         if not head:
             raise ValueError("the request's method, target or headers hold a character that HTTP/1.1 does not allow")

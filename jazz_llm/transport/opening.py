@@ -7,6 +7,7 @@ connection), so that each driver does the waiting in its own way.
 from __future__ import annotations
 
 import base64
+import contextlib
 import ssl
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ def _tunnel(opened: Opened, origin: Origin, proxy: str) -> Generator[bytes, byte
         received = yield sent
         sent = b""
         if received:
-            protocol.receive(tls.decrypt(received) if tls else received)
+            protocol.receive(_plain(tls, received, proxy))
         else:
             protocol.lost("")
     if answer.fault is not None:
@@ -116,11 +117,19 @@ def _tunnel(opened: Opened, origin: Origin, proxy: str) -> Generator[bytes, byte
     opened.received = protocol.trailing
 
 
+def _plain(tls: TLSLayer | None, received: bytes, proxy: str) -> bytes:
+    try:
+        return tls.decrypt(received) if tls else received
+    except ssl.SSLError as error:
+        words = reason_of(error)
+    raise ConnectError(f"TLS to the proxy {host_of(proxy)}: {words}", retryable="certificate" not in words.lower())
+
+
 def _handshake(opened: Opened, context: ssl.SSLContext, host: str) -> Generator[bytes, bytes, None]:
     tls = TLSLayer(context, host, opened.tls)
     steps = tls.handshake()
     before, early = opened.outgoing, opened.received
-    opened.outgoing = opened.received = b""
+    opened.outgoing = opened.received = alert = b""
     try:
         sent = before + next(steps)
         while True:
@@ -132,7 +141,9 @@ def _handshake(opened: Opened, context: ssl.SSLContext, host: str) -> Generator[
     except StopIteration as done:
         opened.outgoing = done.value
     except ssl.SSLError as error:
-        raise RefusedError(reason_of(error), tls.outgoing()) from None
+        with contextlib.suppress(ssl.SSLError):  # of the TLS to the proxy, should that be broken too
+            alert = tls.outgoing()
+        raise RefusedError(reason_of(error), alert) from None
     opened.tls = tls
 
 

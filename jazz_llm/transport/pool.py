@@ -95,6 +95,11 @@ class Shelf(Generic[C]):
             self.remove(oldest)
         return oldest is not None
 
+    def could_dial(self, origin: Origin, waiting: int) -> bool:
+        """Say whether ``may_dial`` would say yes; nothing is closed for it."""
+        below = len(self.connections) + self._dialing.total() < self._max
+        return waiting > self._to_come(origin) and (below or bool(self._idle))
+
     def _to_come(self, origin: Origin) -> float:
         """Return for how many others the connections being made, or resting, have room."""
         resting = 0 if origin in self._stays else sum(c.resting for c in self._idle if c.origin == origin)

@@ -6,20 +6,21 @@ import asyncio
 import select
 import socket
 import socketserver
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from typing import Any
 
 import httpx
 import pytest
 
-from jazz_llm import LLMConfigurationError, LLMTimeoutError, OpenAICompatibleLLM
+from jazz_llm import LLMConfigurationError, LLMError, LLMTimeoutError, OpenAICompatibleLLM
 from jazz_llm.testing import Authority, FakeServer, Reply, Request, sse_chunk
-from jazz_llm.transport import sockets
+from jazz_llm.transport import aio, sockets
 from jazz_llm.transport.httpx_transports import AsyncHTTPTransport, HTTPTransport
 
 from ..colours import Async, Sync
@@ -63,6 +64,79 @@ def test_at_the_limit_an_idle_connection_of_another_host_makes_way_for_those_who
 
     with FakeServer(slow) as one, FakeServer() as other:
         asyncio.run(main(one, other))
+
+
+@pytest.mark.parametrize(("calls", "hosts", "most"), [(2, 2, 1), (20, 2, 1), (30, 3, 2)])
+def test_many_hosts_share_few_connections(calls: int, hosts: int, most: int) -> None:
+    """A connection that has just been found for one call is not closed for another."""
+
+    async def main(servers: list[FakeServer]) -> None:
+        limits = httpx.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=60)
+        async with httpx.AsyncClient(transport=AsyncHTTPTransport(limits=limits), timeout=20) as client:
+            urls = [f"{servers[i % hosts].url}/v1/models" for i in range(calls)]
+            answers = await asyncio.gather(*(client.get(url) for url in urls))
+        assert {answer.status_code for answer in answers} == {200}
+
+    with ExitStack() as stack:
+        asyncio.run(main([stack.enter_context(FakeServer()) for _ in range(hosts)]))
+
+
+def test_once_the_protocol_is_known_all_who_wait_dial_at_once(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    width, begun, original = 20, [0], aio.connect
+    everybody = asyncio.Event()
+
+    async def connect(*arguments: Any) -> socket.socket:
+        begun[0] += 1
+        if begun[0] == width:
+            everybody.set()
+        if begun[0] > 1:  # the first one finds out what is spoken
+            await everybody.wait()
+        return await original(*arguments)
+
+    async def hold(_: Request, reply: Reply) -> None:
+        while len(server.requests) < width:
+            await asyncio.sleep(0.01)
+        await reply.text("together")
+
+    async def main() -> None:
+        async with OpenAICompatibleLLM("m", base_url=server.url, verify=authority.path, timeout=10, max_retries=0) as llm:
+            answers = await asyncio.gather(*(llm.agenerate("hi") for _ in range(width)))
+        assert {answer.text for answer in answers} == {"together"}
+
+    monkeypatch.setattr(aio, "connect", connect)
+    with FakeServer(hold, tls=authority, http2=False) as server:
+        asyncio.run(main())
+
+
+def test_a_server_that_speaks_and_closes_before_it_is_asked(colour: Colour, authority: Authority) -> None:
+    """An overloaded balancer, over TLS 1.2: its answer comes along with the end of the handshake."""
+    context = authority.server_context(("http/1.1",))
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+
+    def serve() -> None:
+        raw, _ = listener.accept()
+        with raw:
+            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            tls = context.wrap_bio(incoming, outgoing, server_side=True)
+            while True:
+                with suppress(ssl.SSLWantReadError):
+                    tls.do_handshake()
+                    break
+                if outgoing.pending:
+                    raw.sendall(outgoing.read())
+                incoming.write(raw.recv(65536))
+            tls.write(b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            raw.sendall(outgoing.read())
+            raw.recv(65536)
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener, ThreadPoolExecutor(1) as threads:
+        served = threads.submit(serve)
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        limits = httpx.Timeout(5, connect=0.5)
+        with OpenAICompatibleLLM("m", base_url=url, verify=authority.path, max_retries=0, timeout=limits) as llm:
+            with pytest.raises(LLMError):
+                colour.generate(llm)
+        served.result(5)
 
 
 @pytest.mark.parametrize("http2", [True, False])

@@ -224,7 +224,7 @@ def test_what_would_break_out_of_its_line_is_refused_and_not_shown(change) -> No
 def test_one_exchange_at_a_time() -> None:
     connection, _ = started()
     assert (connection.room, connection.busy) == (0, 1)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(LostError):
         connection.start(asking(), whole=True)
 
 
@@ -666,7 +666,7 @@ def test_bytes_after_the_end_of_a_message_close_it(data) -> None:
 def test_an_answer_to_nothing_is_never_taken_for_the_next() -> None:
     connection = Http1()
     connection.receive(EMPTY)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(LostError):
         connection.start(asking(), whole=True)
 
 
