@@ -93,9 +93,12 @@ def test_once_the_protocol_is_known_all_who_wait_dial_at_once(authority: Authori
             await everybody.wait()
         return await original(*arguments)
 
+    together = asyncio.Event()
+
     async def hold(_: Request, reply: Reply) -> None:
-        while len(server.requests) < width:
-            await asyncio.sleep(0.01)
+        if len(server.requests) == width:
+            together.set()
+        await together.wait()
         await reply.text("together")
 
     async def main() -> None:
