@@ -7,9 +7,8 @@ Rules of this file:
 * A request is one task that runs the handler. What the handler raises is never lost: ``with`` raises it again.
 * :class:`_Connection` knows the socket, :class:`_Http1` and :class:`_Http2` know the protocol, a :class:`Reply` is one
   answer of either.
-* HTTP/2 is the ``h2`` package for now, so the log of frames is what its events tell, and no frame can be sent that its
-  state machine forbids but by ``raw``. The frame-level part (any frame at any moment, every frame recorded) comes with
-  the project's own transport, whose tests need it.
+* HTTP/2 is the ``h2`` package, so the log of frames is what its events tell, and no frame can be sent that its state machine
+  forbids but by ``raw``. The tests of our own transport have a server of single frames: ``tests/frame_server.py``.
 """
 
 from __future__ import annotations
