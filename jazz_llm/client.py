@@ -396,7 +396,7 @@ class _StreamState:
     def _signed(self, key: str | None) -> Request:
         self._key = Secret(key)
         call = self._call
-        headers = tuple(headers_of(call, key))
+        headers = headers_of(call, key)
         return Request("POST", call.config.origin, target_of(call.url), headers, call.body, whole=not call.streamed)
 
     def _may_retry(self, error: LLMError) -> bool:

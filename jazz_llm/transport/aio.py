@@ -119,7 +119,7 @@ class LoopPool:
         self._settings = settings
         self._pid = os.getpid()
         self._proxies = Proxies(settings.proxy, trust_env=settings.trust_env)
-        self._shelf: Shelf[AsyncConnection] = Shelf(settings.limits, settings.multiplexed())
+        self.shelf: Shelf[AsyncConnection] = Shelf(settings.limits, settings.multiplexed())
         self._opening: set[AsyncConnection] = set()
         self._queues: dict[Origin, dict[Alarm, None]] = {}  # the calls that wait for a connection, in the order they came
         self._dropped: deque[AsyncResponse] = deque()  # given up, by finalizers too, and not yet told to the server
@@ -162,7 +162,7 @@ class LoopPool:
 
     def _free(self, origin: Origin) -> AsyncConnection | None:
         """Return an open connection with room, having read what has arrived on an idle one first: its end, perhaps."""
-        while (connection := self._shelf.lease(origin)) is not None:
+        while (connection := self.shelf.lease(origin)) is not None:
             if not connection.idle:
                 return connection
             connection.socket.read()
@@ -177,14 +177,14 @@ class LoopPool:
         my_turn = not queue
         queue[alarm] = None
         try:
-            if self._shelf.is_draining(origin):
+            if self.shelf.is_draining(origin):
                 await asyncio.sleep(0)  # what is still to come of the message's end is often there already
             while True:
                 my_turn = my_turn or next(iter(queue)) is alarm
                 connection = self._free(origin) if my_turn else None
                 if connection is not None:
                     return connection
-                if self._shelf.may_dial(origin, len(queue)):
+                if self.shelf.may_dial(origin, len(queue)):
                     del queue[alarm]
                     return await self._dialed(origin, alarm)
                 await self._turn(origin, alarm)
@@ -197,7 +197,7 @@ class LoopPool:
 
     async def _turn(self, origin: Origin, alarm: Alarm) -> None:
         """Wait until somebody says that there may be a connection now, or that there will be none."""
-        if self._shelf.is_dialing(origin):
+        if self.shelf.is_dialing(origin):
             alarm.clock.connecting()
         if not alarm.clock.over():
             await alarm.waiting()
@@ -212,12 +212,12 @@ class LoopPool:
         queue = self._queues.get(origin)
         if not queue:
             return
-        room = self._shelf.room(origin) or int(self._shelf.could_dial(origin, len(queue)))
+        room = self.shelf.room(origin) or int(self.shelf.could_dial(origin, len(queue)))
         for alarm in list(queue)[:room]:
             alarm.wake()
 
     async def _dialed(self, origin: Origin, alarm: Alarm) -> AsyncConnection:
-        self._shelf.dial(origin)
+        self.shelf.dial(origin)
         self._serve(origin)  # the next one of them may dial at the same time
         alarm.clock.connecting()
         connection, refusal = None, None
@@ -227,10 +227,10 @@ class LoopPool:
             refusal = fault
             raise
         finally:
-            self._shelf.dialed(origin)
+            self.shelf.dialed(origin)
             if connection is not None and not connection.closed:
-                self._shelf.add(connection, time.monotonic())
-            if refusal is not None and self._shelf.is_down(origin):
+                self.shelf.add(connection, time.monotonic())
+            if refusal is not None and self.shelf.is_down(origin):
                 self._refuse_all(origin, refusal)
         return connection
 
@@ -268,21 +268,9 @@ class LoopPool:
 
     # --- What connections and responses tell ----------------------------------------------------------------------
 
-    def stays(self, origin: Origin) -> bool | None:
-        """Say whether connections to an origin stay open after a stream."""
-        return self._shelf.stays(origin)
-
-    def learn(self, origin: Origin, *, stays: bool) -> None:
-        """Take note of it."""
-        self._shelf.learn(origin, stays=stays)
-
-    def taken(self, connection: AsyncConnection) -> None:
-        """Take note that a connection has got another exchange."""
-        self._shelf.taken(connection)
-
     def returned(self, connection: AsyncConnection) -> None:
         """Take note that an exchange of a connection is over."""
-        for other in self._shelf.returned(connection, time.monotonic()):
+        for other in self.shelf.returned(connection, time.monotonic()):
             other.close()
         if self._sweeper is None:
             self._sweep_later()
@@ -291,9 +279,9 @@ class LoopPool:
     def update(self, connection: AsyncConnection) -> None:
         """Take note that the server has said something about the room of a connection, or that it is closed."""
         if connection.closed:
-            self._shelf.remove(connection)
-        elif connection in self._shelf.connections:
-            self._shelf.update(connection, time.monotonic())
+            self.shelf.remove(connection)
+        elif connection in self.shelf.connections:
+            self.shelf.update(connection, time.monotonic())
         self._serve_all()
 
     def _serve_all(self) -> None:
@@ -316,13 +304,13 @@ class LoopPool:
             self._dropped.popleft().stop()
 
     def _sweep_later(self) -> None:
-        due = self._shelf.next_expiry()
-        if due is not None and due < math.inf and self._sweeper is None:
+        due = self.shelf.next_expiry()
+        if due is not None and due < math.inf:
             self._sweeper = self.loop.call_later(max(0.0, due - time.monotonic()) + 0.01, self._sweep)
 
     def _sweep(self) -> None:
         self._sweeper = None
-        for connection in self._shelf.expired(time.monotonic()):
+        for connection in self.shelf.expired(time.monotonic()):
             connection.close()
         self._sweep_later()
 
@@ -346,12 +334,12 @@ class LoopPool:
     def abandon(self) -> None:
         """Close the descriptors and nothing else; see ``LoopSocket.abandon``."""
         self._closed = True
-        for connection in [*self._shelf.connections, *self._opening]:
+        for connection in [*self.shelf.connections, *self._opening]:
             connection.socket.abandon()
 
     def _close(self) -> None:
         self._stop_dropped()
-        for connection in [*self._shelf.connections, *self._opening]:
+        for connection in [*self.shelf.connections, *self._opening]:
             connection.close()
         for origin in self._queues:
             self._refuse_all(origin, ConnectError("the client was closed"))
@@ -484,7 +472,7 @@ class AsyncConnection:
         """Take the end of the connection."""
         self.socket.close()
         if words is not _BY_US and time.monotonic() - self._streamed < SOON:
-            self._pool.learn(self.origin, stays=False)
+            self._pool.shelf.learn(self.origin, stays=False)
         if self._resting is not None:
             self._resting.cancel()
         if self._tls is not None and not self._tls.ended and not words:
@@ -510,7 +498,7 @@ class AsyncConnection:
         else:
             clock.writing()
             self._writing.append((exchange, clock))
-        self._pool.taken(self)
+        self._pool.shelf.taken(self)
         return AsyncResponse(self._pool, self, exchange, alarm, request.origin[1])
 
     def take(self, exchange: Exchange) -> bytes:
@@ -536,7 +524,7 @@ class AsyncConnection:
 
     def _rest(self) -> None:
         """Wait a moment after a stream where the server may close the connection in spite of its promise."""
-        stays = self._pool.stays(self.origin)
+        stays = self._pool.shelf.stays(self.origin)
         if stays is False:
             return self.close()
         self._streamed = time.monotonic()
@@ -545,7 +533,7 @@ class AsyncConnection:
 
     def _rested(self) -> None:
         self._resting = None
-        self._pool.learn(self.origin, stays=True)
+        self._pool.shelf.learn(self.origin, stays=True)
         self._pool.returned(self)
 
     def suspect(self, since: float) -> None:
@@ -628,7 +616,7 @@ class AsyncResponse:
     async def head(self) -> None:
         """Wait for the head, or where the answer is wanted whole, for its end."""
         exchange, alarm = self._exchange, self._alarm
-        while not exchange.status or (exchange.whole and exchange.status < 300 and not (exchange.ended or exchange.held)):
+        while exchange.waits():
             if exchange.fault is not None:
                 alarm.clock.answering = exchange.status > 0
                 raise exchange.fault

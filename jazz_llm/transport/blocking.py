@@ -47,7 +47,7 @@ class Pool:
         self._proxies = Proxies(settings.proxy, trust_env=settings.trust_env)
         self._changed = threading.Condition(threading.Lock())
         self._waiting = 0
-        self._shelf: Shelf[Connection] = Shelf(settings.limits)
+        self.shelf: Shelf[Connection] = Shelf(settings.limits)
         self._returned: deque[Connection] = deque()  # given back, by finalizers too, which take no lock
         self._foreign: dict[str, Foreign] = {}  # for SOCKS proxies
         self._closed = False
@@ -107,13 +107,13 @@ class Pool:
                 if self._closed:
                     raise LLMClosedError("The client is closed.")
                 self._take_back()
-                connection = self._shelf.lease(origin)
+                connection = self.shelf.lease(origin)
                 if connection is not None:
                     connection.lease(clock)
-                    self._shelf.taken(connection)
+                    self.shelf.taken(connection)
                     return connection
-                if self._shelf.may_dial(origin, 1):
-                    self._shelf.dial(origin)
+                if self.shelf.may_dial(origin, 1):
+                    self.shelf.dial(origin)
                     return None
                 self._wait(clock)
 
@@ -134,9 +134,9 @@ class Pool:
             return connection
         finally:
             with self._changed:
-                self._shelf.dialed(origin)
+                self.shelf.dialed(origin)
                 if connection is not None:
-                    self._shelf.add(connection, 0.0)
+                    self.shelf.add(connection, 0.0)
                 self._changed.notify()
 
     def _connected(self, origin: Origin, clock: Clock) -> Connection:
@@ -161,14 +161,6 @@ class Pool:
                 self._foreign[proxy] = Foreign(httpx.HTTPTransport(**for_socks(proxy, self._settings)), ours=True)
             return self._foreign[proxy]
 
-    def stays(self, origin: Origin) -> bool | None:
-        """Say whether connections to an origin stay open after a stream."""
-        return self._shelf.stays(origin)
-
-    def learn(self, origin: Origin, *, stays: bool) -> None:
-        """Take note of it."""
-        self._shelf.learn(origin, stays=stays)
-
     # --- What is given back ---------------------------------------------------------------------------------------
 
     def give_back(self, connection: Connection) -> None:
@@ -188,16 +180,16 @@ class Pool:
             connection = self._returned.popleft()
             connection.leased = False
             if connection.closed:
-                self._shelf.remove(connection)
+                self.shelf.remove(connection)
                 continue
-            for other in self._shelf.returned(connection, now):
+            for other in self.shelf.returned(connection, now):
                 self._drop(other)
-        for other in self._shelf.expired(now):
+        for other in self.shelf.expired(now):
             self._drop(other)
 
     def _drop(self, connection: Connection) -> None:
         connection.close()
-        self._shelf.remove(connection)
+        self.shelf.remove(connection)
 
     # --- The end --------------------------------------------------------------------------------------------------
 
@@ -213,7 +205,7 @@ class Pool:
         while self._returned:  # without the lock: this may be a finalizer
             with contextlib.suppress(IndexError):
                 self._returned.popleft().close()
-        for connection in list(self._shelf.connections):
+        for connection in list(self.shelf.connections):
             connection.abort()
         for foreign in list(self._foreign.values()):
             foreign.close()
@@ -225,7 +217,7 @@ class Pool:
     def abandon(self) -> None:
         """Close the descriptors that a forked child has inherited: any byte sent on them would be the parent's."""
         self._closed = True
-        for connection in list(self._shelf.connections):
+        for connection in list(self.shelf.connections):
             connection.abandon()
 
 
@@ -318,7 +310,7 @@ class Connection:
 
     def is_fresh(self) -> bool:
         """Read what has arrived on an idle connection, its end perhaps, and say whether it takes a request."""
-        unknown = self._streamed > 0 and self._pool.stays(self.origin) is None
+        unknown = self._streamed > 0 and self._pool.shelf.stays(self.origin) is None
         if self._is_readable(REST if unknown else 0.0):
             try:
                 self.read()
@@ -327,7 +319,7 @@ class Connection:
                 if self._clock.reason is not None:
                     raise
         if unknown and not self.closed:
-            self._pool.learn(self.origin, stays=True)
+            self._pool.shelf.learn(self.origin, stays=True)
         return not self.closed and self.protocol.room > 0
 
     def start(self, request: Request) -> Response:
@@ -365,7 +357,7 @@ class Connection:
         self.protocol.finish(exchange)
         if not exchange.whole and isinstance(self.protocol, Http1):
             self._streamed = time.monotonic()
-            if self._pool.stays(self.origin) is False:
+            if self._pool.shelf.stays(self.origin) is False:
                 self.close()
 
     def stop(self, exchange: Exchange) -> None:
@@ -402,7 +394,7 @@ class Connection:
         if self._tls is not None and not self._tls.ended and not words:
             words = "closed without TLS's close_notify"  # anybody can cut TCP
         if time.monotonic() - self._streamed < SOON:
-            self._pool.learn(self.origin, stays=False)
+            self._pool.shelf.learn(self.origin, stays=False)
         self.close()
         self.protocol.lost(words)
 
@@ -511,7 +503,7 @@ class Response:
     def head(self) -> None:
         """Wait for the head, or where the answer is wanted whole, for its end."""
         exchange, connection = self._exchange, self._connection
-        while not exchange.status or (exchange.whole and exchange.status < 300 and not (exchange.ended or exchange.held)):
+        while exchange.waits():
             if exchange.fault is not None:
                 self._clock.answering = exchange.status > 0
                 raise exchange.fault

@@ -79,6 +79,10 @@ class Exchange:
         self.state: Any = None
         self.waiter: Any = None
 
+    def waits(self) -> bool:
+        """Say whether the answer has not begun; of a whole answer, but for a failure's, its end counts as that."""
+        return not self.status or (self.whole and self.status < 300 and not (self.ended or self.held))
+
 
 class HTTPConnection(Protocol):
     """One face for both protocols; see the top of this file."""

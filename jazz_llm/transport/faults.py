@@ -7,28 +7,10 @@ from typing import TYPE_CHECKING
 
 from ..errors import LLMConnectionError, LLMError, LLMRateLimitError, LLMResponseError, LLMStreamTruncatedError
 from .exchange import ConnectError, Fault, Headers, LostError, ProtocolError
+from .frames import ErrorCode
 
 if TYPE_CHECKING:
     from ..timing import Clock
-
-# RFC 9113, section 7.
-ENHANCE_YOUR_CALM = 11
-CODES = (
-    "NO_ERROR",
-    "PROTOCOL_ERROR",
-    "INTERNAL_ERROR",
-    "FLOW_CONTROL_ERROR",
-    "SETTINGS_TIMEOUT",
-    "STREAM_CLOSED",
-    "FRAME_SIZE_ERROR",
-    "REFUSED_STREAM",
-    "CANCEL",
-    "COMPRESSION_ERROR",
-    "CONNECT_ERROR",
-    "ENHANCE_YOUR_CALM",
-    "INADEQUATE_SECURITY",
-    "HTTP_1_1_REQUIRED",
-)
 
 
 def error_of(fault: Exception, clock: Clock, host: str) -> Exception:
@@ -42,7 +24,7 @@ def error_of(fault: Exception, clock: Clock, host: str) -> Exception:
     if isinstance(fault, ProtocolError):
         return _nonsense(fault, clock, host)
     code = fault.code if isinstance(fault, LostError) else None
-    if code == ENHANCE_YOUR_CALM:
+    if code == ErrorCode.ENHANCE_YOUR_CALM:
         return LLMRateLimitError(f"{host} asks for fewer requests (ENHANCE_YOUR_CALM).", retryable=True, code="overloaded")
     told = f"{named(code)}: {fault}"
     if clock.answering:
@@ -76,7 +58,7 @@ def named(code: int | None) -> str:
     """Return an HTTP/2 error code in brackets, by its name."""
     if code is None:
         return ""
-    return f" ({CODES[code]})" if code < len(CODES) else f" (HTTP/2 error code {code})"
+    return f" ({ErrorCode(code).name})" if code in set(ErrorCode) else f" (HTTP/2 error code {code})"
 
 
 def _nonsense(fault: ProtocolError, clock: Clock, host: str) -> LLMError:

@@ -20,14 +20,14 @@ from ..errors import LLMConfigurationError, LLMError, LLMTimeoutError
 from . import RESENDS
 from .alarm import Alarm, Ticker, Work, asleep, call_soon
 from .exchange import ConnectError, Headers, LostError, ProtocolError, Request
-from .faults import CODES, error_of, joined, never_processed, silence_hpack
+from .faults import error_of, joined, never_processed, silence_hpack
+from .frames import ErrorCode
 
 if TYPE_CHECKING:
     from ..errors import Phase
     from ..timing import Clock
     from .opening import Settings
 
-_REFUSED_STREAM = 7  # RFC 9113, section 7
 _TIMEOUTS: tuple[tuple[type[httpx.TimeoutException], Phase], ...] = (
     (httpx.ConnectTimeout, "connect"),
     (httpx.PoolTimeout, "pool"),
@@ -285,7 +285,7 @@ def _translated(raised: Exception, clock: Clock, *, ours: bool) -> Exception:
     if isinstance(raised, httpx.RemoteProtocolError | httpx.DecodingError) and code is None and not _lost(raised):
         return ProtocolError(str(raised))
     if ours or isinstance(raised, httpx.HTTPError):
-        unprocessed = code == _REFUSED_STREAM or _goaway_last_id(raised) == 0
+        unprocessed = code == ErrorCode.REFUSED_STREAM or _goaway_last_id(raised) == 0
         return LostError(_words(raised), code=code, unprocessed=unprocessed)
     return raised
 
@@ -312,7 +312,7 @@ def _reset_code(fault: Exception) -> int | None:
     if found is None:
         return None
     word = found.group(1)
-    return int(word) if word.isdigit() else CODES.index(word) if word in CODES else None
+    return int(word) if word.isdigit() else ErrorCode[word] if word in ErrorCode.__members__ else None
 
 
 def _goaway_last_id(fault: Exception) -> int | None:
