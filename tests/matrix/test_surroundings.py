@@ -227,9 +227,10 @@ def test_row_35_running_here(case: Case, close: str, busy: bool) -> None:
     case.client.run(main())
 
 
-@where("h1 tls h2 async")
+@where("h1 tls h2")
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
 def test_row_35_running_in_another_thread(case: Case, busy: bool) -> None:
+    """The loop of the async call, or the sync call itself."""
     case.face(hold if busy else None)
     work = case.start()
     if busy:
@@ -268,21 +269,6 @@ def test_row_35_no_longer_running(case: Case, busy: bool, closed: bool) -> None:
             with pytest.raises(LLMClosedError):
                 loop.run_until_complete(work)
         loop.close()
-
-
-@where("h1 tls h2 sync")
-@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
-def test_row_35_sync(case: Case, busy: bool) -> None:
-    case.face(hold if busy else None)
-    work = case.start()
-    if busy:
-        case.server.wait_for(lambda _: case.asked)
-    else:
-        assert work.result(5).text == "Hello"
-    with case.llm:
-        pass
-    gone(case)
-    assert not busy or type(work.exception(5)) is LLMClosedError
 
 
 @where("h1 h2 async")
