@@ -119,7 +119,7 @@ class LoopPool:
         self._settings = settings
         self._pid = os.getpid()
         self._proxies = Proxies(settings.proxy, trust_env=settings.trust_env)
-        self.shelf: Shelf[AsyncConnection] = Shelf(settings.limits, settings.multiplexed())
+        self.shelf: Shelf[AsyncConnection] = Shelf(settings.limits, settings.multiplexed(), settings.stays)
         self._opening: set[AsyncConnection] = set()
         self._queues: dict[Origin, dict[Alarm, None]] = {}  # the calls that wait for a connection, in the order they came
         self._dropped: deque[AsyncResponse] = deque()  # given up, by finalizers too, and not yet told to the server

@@ -47,7 +47,7 @@ class Pool:
         self._proxies = Proxies(settings.proxy, trust_env=settings.trust_env)
         self._changed = threading.Condition(threading.Lock())
         self._waiting = 0
-        self.shelf: Shelf[Connection] = Shelf(settings.limits)
+        self.shelf: Shelf[Connection] = Shelf(settings.limits, stays=settings.stays)
         self._returned: deque[Connection] = deque()  # given back, by finalizers too, which take no lock
         self._foreign: dict[str, Foreign] = {}  # for SOCKS proxies
         self._closed = False

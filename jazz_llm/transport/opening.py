@@ -36,6 +36,7 @@ class Settings:
     limits: httpx.Limits | None = None
     proxy: str | None = None
     trust_env: bool = True
+    stays: bool | None = None  # whether HTTP/1.1 connections stay open after a stream, None: to be found out
 
     def multiplexed(self) -> frozenset[str]:
         """Return the schemes over which HTTP/2 may be spoken."""

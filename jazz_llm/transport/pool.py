@@ -62,9 +62,15 @@ C = TypeVar("C", bound=Connection)
 
 
 class Shelf(Generic[C]):
-    """The connections of one pool; ``multiplexed`` are the schemes over which HTTP/2 may be spoken by many at once."""
+    """The connections of one pool.
 
-    def __init__(self, limits: httpx.Limits | None, multiplexed: frozenset[str] = frozenset()) -> None:
+    ``multiplexed`` are the schemes over which HTTP/2 may be spoken by many at once; ``stays`` says whether HTTP/1.1 connections
+    stay open after a stream, None where it has to be found out.
+    """
+
+    def __init__(
+        self, limits: httpx.Limits | None, multiplexed: frozenset[str] = frozenset(), stays: bool | None = None
+    ) -> None:
         given: Any = (MAX_CONNECTIONS, MAX_IDLE, EXPIRY)
         if limits is not None:
             given = (limits.max_connections, limits.max_keepalive_connections, limits.keepalive_expiry)
@@ -76,6 +82,7 @@ class Shelf(Generic[C]):
         self._streams: dict[Origin, int] = {}  # what its connections took the last time
         self._dialing: Counter[Origin] = Counter()
         self._stays: dict[Origin, bool] = {}
+        self._usually_stays = stays
         self.connections: dict[C, None] = {}
 
     def lease(self, origin: Origin) -> C | None:
@@ -102,7 +109,7 @@ class Shelf(Generic[C]):
 
     def _to_come(self, origin: Origin) -> float:
         """Return for how many others the connections being made, or resting, have room."""
-        resting = 0 if origin in self._stays else sum(c.resting for c in self._idle if c.origin == origin)
+        resting = 0 if self.stays(origin) is not None else sum(c.resting for c in self._idle if c.origin == origin)
         streams = self._streams.get(origin) if origin[0] in self._multiplexed else 1
         dialing, new = self._dialing[origin], self._new[origin]
         if streams is None:
@@ -167,7 +174,7 @@ class Shelf(Generic[C]):
 
     def stays(self, origin: Origin) -> bool | None:
         """Say whether HTTP/1.1 connections stay open after a stream, None where it is not known."""
-        return self._stays.get(origin)
+        return self._stays.get(origin, self._usually_stays)
 
     def learn(self, origin: Origin, *, stays: bool) -> None:
         """Take note of it."""

@@ -43,4 +43,5 @@ def _settings_of(config: Config) -> Settings:
         limits=config.limits,
         proxy=config.proxy,
         trust_env=config.trust_env,
+        stays=False if config.provider is not None and config.provider.closes_after_stream else None,
     )

@@ -43,6 +43,24 @@ def test_a_request_that_is_sent_again_still_has_its_deadlines(colour: Colour) ->
         assert len(server.requests) == 2
 
 
+@pytest.mark.parametrize(("provider", "connections"), [(None, [1, 1]), ("llamacpp", [1, 2])])
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_a_connection_that_is_known_to_be_closed_after_a_stream_is_not_used_again(
+    colour: str, provider: str | None, connections: list[int]
+) -> None:
+    async def read_two(llm: OpenAICompatibleLLM) -> None:
+        for _ in range(2):
+            assert (await llm.astream("hi").finish()).text
+
+    with FakeServer() as server, OpenAICompatibleLLM("m", base_url=server.url, provider=provider) as llm:
+        if colour == "async":
+            asyncio.run(read_two(llm))
+        else:
+            assert [bool(llm.stream("hi").finish().text) for _ in range(2)] == [True, True]
+        first = server.requests[0].connection
+        assert [request.connection - first + 1 for request in server.requests] == connections
+
+
 def test_at_the_limit_an_idle_connection_of_another_host_makes_way_for_those_who_wait() -> None:
     """One connection is allowed, and two hosts want it: the second one waits until the first is done, and no longer."""
     release = asyncio.Event()
