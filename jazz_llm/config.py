@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import SplitResult, urlencode, urlsplit
 
 from .errors import LLMConfigurationError, LLMError, LLMInvalidRequestError
-from .providers import BY_NAME, DEFAULT, Provider, provider_of_host
+from .providers import BY_NAME, DEFAULT, Provider, in_dialect, provider_of_host
 from .retry import RetryPolicy
 from .timing import Timeouts
 
@@ -70,7 +70,8 @@ class Config:
     provider: Provider | None
     url: str
     origin: tuple[str, str, int]
-    sampling: dict[str, Any]
+    sampling: dict[str, Any]  # by the names of this package
+    options: dict[str, Any]  # what a call sends that gives none of its own, as the provider takes it
     timeouts: Timeouts
     max_retries: int
     retry: RetryPolicy
@@ -85,7 +86,7 @@ class Config:
     max_response_bytes: int | None
     max_event_bytes: int | None
     default_headers: dict[str, str]
-    chat_template_kwargs: dict[str, Any] | None
+    chat_template_kwargs: dict[str, Any]
     extra_body: dict[str, Any]
     headers: HeaderCache = field(default_factory=HeaderCache, init=False, repr=False, compare=False)
 
@@ -105,6 +106,8 @@ def configure(arguments: dict[str, Any]) -> Config:
     host = base.hostname or ""
     provider = provider or provider_of_host(host)
     api_key, hint = _api_key(arguments, base, provider)
+    sampling = check_sampling({name: arguments[name] for name in SAMPLING}, LLMConfigurationError)
+    template = check_mapping("chat_template_kwargs", arguments["chat_template_kwargs"])
     return Config(
         arguments=arguments,
         model=_text("model", arguments["model"]),
@@ -113,7 +116,8 @@ def configure(arguments: dict[str, Any]) -> Config:
         provider=provider,
         url=_with_query(chat_url(base, provider, _endpoint(arguments["chat_endpoint"])), arguments["default_query"]),
         origin=(base.scheme, host, base.port or (443 if base.scheme == "https" else 80)),
-        sampling=check_sampling({name: arguments[name] for name in SAMPLING}, LLMConfigurationError),
+        sampling=sampling,
+        options=in_dialect(provider, {**sampling, "chat_template_kwargs": template} if template else sampling),
         timeouts=check_timeouts(arguments["timeout"], arguments["first_token_timeout"], arguments["deadline"]),
         max_retries=check_count("max_retries", arguments["max_retries"], 0, 1000),
         retry=_retry(arguments["retry"]),
@@ -128,7 +132,7 @@ def configure(arguments: dict[str, Any]) -> Config:
         max_response_bytes=_bound("max_response_bytes", arguments["max_response_bytes"]),
         max_event_bytes=_bound("max_event_bytes", arguments["max_event_bytes"]),
         default_headers=check_headers("default_headers", arguments["default_headers"]),
-        chat_template_kwargs=check_mapping("chat_template_kwargs", arguments["chat_template_kwargs"]),
+        chat_template_kwargs=template or {},
         extra_body=check_mapping("extra_body", arguments["extra_body"]) or {},
     )
 

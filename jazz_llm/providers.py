@@ -1,7 +1,7 @@
 """What is known about each provider, as data: a new provider is a new row.
 
-Sources stand beside the rows; where there is none it is the provider's own API reference. A ``{name}`` in a base URL stands for
-a part of the host or path that the user has to fill in.
+What is not from the row's ``source`` has its own beside it. A ``{name}`` in a base URL stands for a part of the host or path
+that the user has to fill in. ``python -m tests.provider_table`` writes the README's table from this.
 """
 
 from __future__ import annotations
@@ -12,18 +12,23 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from .errors import LLMCapabilityError
 
+_NEW_LIMIT = {"max_tokens": "max_completion_tokens"}
+_OLD_LIMIT = {"max_completion_tokens": "max_tokens"}
 EFFORT = "{effort}"  # in ``thinking``: the word that the user gave
 ANY = "*"
 
-_THINKING_TYPE = {"none": {"thinking": {"type": "disabled"}}, ANY: {"thinking": {"type": "enabled"}}}
-_ENABLE_THINKING = {"none": {"enable_thinking": False}, ANY: {"enable_thinking": True}}
-_TEMPLATE_THINKING = {"none": {"chat_template_kwargs": {"enable_thinking": False}}}  # other words: reasoning_effort itself
+_Thinking = Mapping[str, Mapping[str, Any]]
+_THINKING_OFF: _Thinking = {"none": {"thinking": {"type": "disabled"}}}
+_THINKING_TYPE: _Thinking = {**_THINKING_OFF, ANY: {"thinking": {"type": "enabled"}, "reasoning_effort": EFFORT}}
+_ENABLE_THINKING: _Thinking = {"none": {"enable_thinking": False}, ANY: {"enable_thinking": True}}
+_TEMPLATE_THINKING: _Thinking = {"none": {"chat_template_kwargs": {"enable_thinking": False}}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
-    """One provider; every field but the first three is a difference from plain OpenAI.
+    """One provider; every field but the first four is a difference from plain OpenAI, and ``source`` says who tells.
 
     Where it is: ``hosts`` are more hosts that are this provider; ``key_header`` carries the key (None: ``Authorization:
     Bearer``); ``models_path`` leads from the root to the list of models; ``request_ids`` are the headers that name a request,
@@ -43,12 +48,13 @@ class Provider:
     name: str
     base_url: str
     key_env: tuple[str, ...]
+    source: str
     hosts: tuple[str, ...] = ()
     key_header: str | None = None
     models_path: str = "/models"
     request_ids: tuple[str, ...] = ()
     renames: Mapping[str, str] = field(default_factory=dict)
-    thinking: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    thinking: _Thinking = field(default_factory=dict)
     stream_options: bool = True
     developer: bool = True
     text_only: bool = False
@@ -62,33 +68,37 @@ class Provider:
 PROVIDERS: tuple[Provider, ...] = (
     Provider(
         name="openai",
+        source="openai/openai-python",
         base_url="https://api.openai.com/v1",
         key_env=("OPENAI_API_KEY",),
-        renames={"max_tokens": "max_completion_tokens"},
+        renames=_NEW_LIMIT,
     ),
     # The header is api-key, and Bearer is for Entra tokens: openai-python lib/azure.py.
     Provider(
         name="azure",
+        source="openai-python lib/azure.py; learn.microsoft.com",
         base_url="https://{resource}.openai.azure.com/openai/v1",
         key_env=("AZURE_OPENAI_API_KEY",),
         hosts=("{resource}.services.ai.azure.com", "{resource}.cognitiveservices.azure.com"),
         key_header="api-key",
-        renames={"max_tokens": "max_completion_tokens"},
+        renames=_NEW_LIMIT,
         request_ids=("apim-request-id", "x-ms-client-request-id"),
     ),
     Provider(
         name="groq",
+        source="console.groq.com/docs/openai",
         base_url="https://api.groq.com/openai/v1",
         key_env=("GROQ_API_KEY",),
-        renames={"max_tokens": "max_completion_tokens"},
+        renames=_NEW_LIMIT,
     ),
     # V3.2 and later want reasoning_content back beside tool calls: api-docs.deepseek.com, "Thinking with tools".
     Provider(
         name="deepseek",
+        source="api-docs.deepseek.com",
         base_url="https://api.deepseek.com",
         key_env=("DEEPSEEK_API_KEY",),
         echo=("reasoning_content",),
-        renames={"max_completion_tokens": "max_tokens"},
+        renames=_OLD_LIMIT,
         thinking=_THINKING_TYPE,
         developer=False,
         request_ids=("x-ds-trace-id",),
@@ -96,40 +106,49 @@ PROVIDERS: tuple[Provider, ...] = (
     # stream_options was answered 422 extra_forbidden, and usage comes without it: mistralai/client-python.
     Provider(
         name="mistral",
+        source="mistralai/client-python",
         base_url="https://api.mistral.ai/v1",
         key_env=("MISTRAL_API_KEY",),
         stream_options=False,
-        renames={"max_completion_tokens": "max_tokens", "seed": "random_seed"},
+        renames={**_OLD_LIMIT, "seed": "random_seed"},
         request_ids=("mistral-correlation-id", "x-kong-request-id"),
     ),
     Provider(
         name="together",
+        source="docs.together.ai",
         base_url="https://api.together.xyz/v1",
         key_env=("TOGETHER_API_KEY",),
         hosts=("api.together.ai",),
     ),
-    Provider(name="fireworks", base_url="https://api.fireworks.ai/inference/v1", key_env=("FIREWORKS_API_KEY",)),
+    Provider(
+        name="fireworks",
+        source="docs.fireworks.ai",
+        base_url="https://api.fireworks.ai/inference/v1",
+        key_env=("FIREWORKS_API_KEY",),
+    ),
     # "Cancellation only works for streaming requests", others are billed for the complete response: openrouter.ai/docs.
     Provider(
         name="openrouter",
+        source="openrouter.ai/docs",
         base_url="https://openrouter.ai/api/v1",
         key_env=("OPENROUTER_API_KEY",),
         streams_inside=True,
-        thinking={ANY: {"reasoning": {"effort": EFFORT}}},
         request_ids=("x-generation-id",),
     ),
-    Provider(name="xai", base_url="https://api.x.ai/v1", key_env=("XAI_API_KEY",)),
+    Provider(name="xai", source="docs.x.ai", base_url="https://api.x.ai/v1", key_env=("XAI_API_KEY",)),
     Provider(
         name="cerebras",
+        source="inference-docs.cerebras.ai",
         base_url="https://api.cerebras.ai/v1",
         key_env=("CEREBRAS_API_KEY",),
-        renames={"max_tokens": "max_completion_tokens"},
+        renames=_NEW_LIMIT,
         developer=False,
         request_ids=("x-request-id", "inference-id"),
     ),
     # Usage is on every chunk, and sonar-deep-research counts reasoning beside it: docs.perplexity.ai.
     Provider(
         name="perplexity",
+        source="docs.perplexity.ai",
         base_url="https://api.perplexity.ai",
         key_env=("PERPLEXITY_API_KEY", "PPLX_API_KEY"),
         stream_options=False,
@@ -137,48 +156,58 @@ PROVIDERS: tuple[Provider, ...] = (
     ),
     Provider(
         name="gemini",
+        source="ai.google.dev/gemini-api/docs/openai",
         base_url="https://generativelanguage.googleapis.com/v1beta/openai",
         key_env=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
     ),
     Provider(
         name="vertex",
+        source="cloud.google.com/vertex-ai",
         base_url="https://{location}-aiplatform.googleapis.com/v1/projects/{project}/locations/{location}/endpoints/openapi",
         key_env=(),
         hosts=("aiplatform.googleapis.com",),
     ),
     Provider(
         name="anthropic",
+        source="docs.anthropic.com/en/api/openai-sdk",
         base_url="https://api.anthropic.com/v1",
         key_env=("ANTHROPIC_API_KEY",),
         request_ids=("request-id",),
     ),
     Provider(
         name="cohere",
+        source="docs.cohere.com/docs/compatibility-api",
         base_url="https://api.cohere.ai/compatibility/v1",
         key_env=("CO_API_KEY", "COHERE_API_KEY"),
         hosts=("api.cohere.com",),
     ),
     Provider(
         name="moonshot",
+        source="platform.moonshot.ai/docs",
         base_url="https://api.moonshot.ai/v1",
         key_env=("MOONSHOT_API_KEY",),
         hosts=("api.moonshot.cn",),
-        thinking=_THINKING_TYPE,
+        thinking=_THINKING_OFF,
     ),
     Provider(
         name="zhipu",
+        source="docs.bigmodel.cn",
         base_url="https://open.bigmodel.cn/api/paas/v4",
         key_env=("ZHIPUAI_API_KEY",),
+        renames=_OLD_LIMIT,
         thinking=_THINKING_TYPE,
     ),
     Provider(
         name="zai",
+        source="docs.z.ai",
         base_url="https://api.z.ai/api/paas/v4",
         key_env=("ZAI_API_KEY",),
+        renames=_OLD_LIMIT,
         thinking=_THINKING_TYPE,
     ),
     Provider(
         name="dashscope",
+        source="help.aliyun.com/en/model-studio",
         base_url="https://dashscope.aliyuncs.com/compatible-mode/v1",
         key_env=("DASHSCOPE_API_KEY",),
         hosts=("dashscope-intl.aliyuncs.com", "dashscope-us.aliyuncs.com"),
@@ -187,20 +216,30 @@ PROVIDERS: tuple[Provider, ...] = (
     ),
     Provider(
         name="minimax",
+        source="platform.minimax.io/docs",
         base_url="https://api.minimax.io/v1",
         key_env=("MINIMAX_API_KEY",),
         hosts=("api.minimaxi.com",),
     ),
-    Provider(name="sambanova", base_url="https://api.sambanova.ai/v1", key_env=("SAMBANOVA_API_KEY",)),
+    Provider(
+        name="sambanova", source="docs.sambanova.ai", base_url="https://api.sambanova.ai/v1", key_env=("SAMBANOVA_API_KEY",)
+    ),
     Provider(
         name="nvidia",
+        source="docs.api.nvidia.com; langchain-nvidia",
         base_url="https://integrate.api.nvidia.com/v1",
         key_env=("NVIDIA_API_KEY",),
         request_ids=("nvcf-reqid",),
     ),
-    Provider(name="huggingface", base_url="https://router.huggingface.co/v1", key_env=("HF_TOKEN",)),
+    Provider(
+        name="huggingface",
+        source="huggingface.co/docs/inference-providers",
+        base_url="https://router.huggingface.co/v1",
+        key_env=("HF_TOKEN",),
+    ),
     Provider(
         name="novelai",
+        source="SillyTavern issue 4575; other clients",
         base_url="https://text.novelai.net/oa/v1",
         key_env=("NOVELAI_API_KEY",),
         thinking=_ENABLE_THINKING,
@@ -210,6 +249,7 @@ PROVIDERS: tuple[Provider, ...] = (
     ),
     Provider(
         name="bedrock",
+        source="docs.aws.amazon.com/bedrock",
         base_url="https://bedrock-runtime.{region}.amazonaws.com/openai/v1",
         key_env=("AWS_BEARER_TOKEN_BEDROCK",),
         hosts=("bedrock-mantle.{region}.api.aws",),
@@ -218,6 +258,7 @@ PROVIDERS: tuple[Provider, ...] = (
     # A whole answer goes on at the provider when its caller has gone: BerriAI/litellm issue 37140.
     Provider(
         name="litellm",
+        source="docs.litellm.ai",
         base_url="http://localhost:4000",
         key_env=("LITELLM_API_KEY",),
         streams_inside=True,
@@ -225,6 +266,7 @@ PROVIDERS: tuple[Provider, ...] = (
     ),
     Provider(
         name="cloudflare",
+        source="developers.cloudflare.com/workers-ai",
         base_url="https://api.cloudflare.com/client/v4/accounts/{account_id}/ai/v1",
         key_env=("CLOUDFLARE_API_TOKEN",),
         hosts=("gateway.ai.cloudflare.com",),
@@ -233,6 +275,7 @@ PROVIDERS: tuple[Provider, ...] = (
     # Models that run on Bedrock answer stream_options with 400: docs.databricks.com.
     Provider(
         name="databricks",
+        source="docs.databricks.com",
         base_url="https://{host}.cloud.databricks.com/serving-endpoints",
         key_env=("DATABRICKS_TOKEN",),
         hosts=("{host}.azuredatabricks.net", "{host}.gcp.databricks.com"),
@@ -241,6 +284,7 @@ PROVIDERS: tuple[Provider, ...] = (
     ),
     Provider(
         name="github",
+        source="docs.github.com/github-models",
         base_url="https://models.github.ai/inference",
         key_env=("GITHUB_TOKEN",),
         hosts=("models.inference.ai.azure.com",),
@@ -248,49 +292,62 @@ PROVIDERS: tuple[Provider, ...] = (
     ),
     Provider(
         name="snowflake",
+        source="docs.snowflake.com (Cortex REST API)",
         base_url="https://{account}.snowflakecomputing.com/api/v2/cortex/v1",
         key_env=("SNOWFLAKE_TOKEN",),
     ),
     Provider(
         name="deepinfra",
+        source="deepinfra.com/docs",
         base_url="https://api.deepinfra.com/v1/openai",
         key_env=("DEEPINFRA_API_KEY", "DEEPINFRA_TOKEN"),
         reasoning_outside=True,
     ),
     Provider(
         name="baseten",
+        source="docs.baseten.co",
         base_url="https://inference.baseten.co/v1",
         key_env=("BASETEN_API_KEY",),
         request_ids=("x-baseten-request-id",),
     ),
     Provider(
         name="novita",
+        source="novita.ai/docs",
         base_url="https://api.novita.ai/v3/openai",
         key_env=("NOVITA_API_KEY",),
         request_ids=("x-trace-id",),
     ),
-    Provider(name="hyperbolic", base_url="https://api.hyperbolic.xyz/v1", key_env=("HYPERBOLIC_API_KEY",)),
+    Provider(
+        name="hyperbolic",
+        source="docs.hyperbolic.xyz",
+        base_url="https://api.hyperbolic.xyz/v1",
+        key_env=("HYPERBOLIC_API_KEY",),
+    ),
     Provider(
         name="nebius",
+        source="docs.nebius.com",
         base_url="https://api.studio.nebius.com/v1",
         key_env=("NEBIUS_API_KEY",),
         hosts=("api.tokenfactory.nebius.com",),
     ),
     Provider(
         name="ollama",
+        source="ollama/ollama docs/openai.md",
         base_url="http://localhost:11434/v1",
         key_env=("OLLAMA_API_KEY",),
         hosts=("ollama.com",),
-        renames={"max_completion_tokens": "max_tokens"},
+        renames=_OLD_LIMIT,
     ),
     Provider(
         name="vllm",
+        source="docs.vllm.ai",
         base_url="http://localhost:8000/v1",
         key_env=("VLLM_API_KEY",),
         thinking=_TEMPLATE_THINKING,
     ),
     Provider(
         name="sglang",
+        source="docs.sglang.ai",
         base_url="http://localhost:30000/v1",
         key_env=("SGLANG_API_KEY",),
         thinking=_TEMPLATE_THINKING,
@@ -299,20 +356,54 @@ PROVIDERS: tuple[Provider, ...] = (
     # long as the server has anything else to do. The FIN comes 40 us after the end of a stream, far later on a busy machine.
     Provider(
         name="llamacpp",
+        source="ggml-org/llama.cpp tools/server",
         base_url="http://127.0.0.1:8080/v1",
         key_env=("LLAMA_API_KEY",),
         streams_inside=True,
         closes_after_stream=True,
         thinking=_TEMPLATE_THINKING,
     ),
-    Provider(name="lmstudio", base_url="http://localhost:1234/v1", key_env=("LM_STUDIO_API_KEY",)),
-    Provider(name="tgi", base_url="http://localhost:8080/v1", key_env=("HF_TOKEN",)),
-    Provider(name="xiaomi", base_url="https://api.xiaomimimo.com/v1", key_env=("MIMO_API_KEY",)),
-    Provider(name="gmi", base_url="https://api.gmi-serving.com/v1", key_env=("GMI_API_KEY",)),
+    Provider(name="lmstudio", source="lmstudio.ai/docs", base_url="http://localhost:1234/v1", key_env=("LM_STUDIO_API_KEY",)),
+    Provider(
+        name="tgi", source="huggingface/text-generation-inference", base_url="http://localhost:8080/v1", key_env=("HF_TOKEN",)
+    ),
+    Provider(
+        name="xiaomi",
+        source="maruel/genai providers/xiaomi",
+        base_url="https://api.xiaomimimo.com/v1",
+        key_env=("MIMO_API_KEY",),
+    ),
+    Provider(name="gmi", source="docs.gmicloud.ai", base_url="https://api.gmi-serving.com/v1", key_env=("GMI_API_KEY",)),
 )
 
 BY_NAME = {row.name: row for row in PROVIDERS}
 DEFAULT = BY_NAME["openai"]  # where calls go that name no other place
+
+
+def in_dialect(row: Provider | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Return a call's options by the names, and in the form, in which the provider takes them.
+
+    Raises ``LLMCapabilityError`` for what it would drop without a word.
+    """
+    if row is None:
+        return options
+    dropped = next((name for name in options if name in row.ignores), None)
+    if dropped is not None:
+        raise LLMCapabilityError(f"{dropped}: {row.name} ignores it.", provider=row.name)
+    if not (row.renames or row.thinking):
+        return options
+    spoken = options.copy()
+    for name in row.renames.keys() & options.keys():
+        spoken.setdefault(row.renames[name], spoken.pop(name))
+    effort = options.get("reasoning_effort")
+    switch = None if effort is None else row.thinking.get(effort, row.thinking.get(ANY))
+    if switch is None:
+        return spoken
+    del spoken["reasoning_effort"]
+    for name, value in switch.items():
+        given = options.get(name)  # what the user gave under the same name stays beside it, and wins
+        spoken[name] = effort if value == EFFORT else {**value, **given} if isinstance(given, Mapping) else value
+    return spoken
 
 
 def provider_of_host(host: str) -> Provider | None:

@@ -22,6 +22,7 @@ from .config import (
     hide_key,
 )
 from .errors import LLMAuthenticationError, LLMCapabilityError, LLMConfigurationError, LLMInvalidRequestError
+from .providers import Provider, in_dialect
 from .timing import Timeouts
 from .types import GenerateOptions, Message, ToolCall
 
@@ -80,6 +81,8 @@ def prepare(config: Config, messages: Any, options: Mapping[str, Any], *, stream
         unknown = min(options.keys() - OPTIONS)
         raise TypeError(f"unexpected keyword argument {unknown!r}; the options are {', '.join(sorted(OPTIONS))}")
     listed = wire_messages(messages)
+    if config.provider is not None and (config.provider.text_only or not config.provider.developer):
+        listed = [_accepted(config.provider, i, message) for i, message in enumerate(listed)]
     streamed = streams or (config.provider is not None and config.provider.streams_inside)
     body = _body(config, listed, options, streamed)
     choices = body.get("n", 1)
@@ -201,6 +204,18 @@ def _message(i: int, message: Any) -> dict[str, Any]:
     return wire
 
 
+def _accepted(row: Provider, i: int, message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message in the form that a provider takes which takes fewer."""
+    if not row.developer and message["role"] == "developer":
+        message = {**message, "role": "system"}
+    content = message["content"]
+    if row.text_only and isinstance(content, list | tuple):
+        if not all(part.get("type") == "text" and isinstance(part.get("text"), str) for part in content):
+            raise LLMCapabilityError(f"messages[{i}].content: {row.name} takes text only.", provider=row.name)
+        message = {**message, "content": "".join(part["text"] for part in content)}
+    return message
+
+
 def _check_role(i: int, wire: dict[str, Any]) -> None:
     role = wire.get("role")
     if role.__class__ is not str:
@@ -255,16 +270,17 @@ def _body(config: Config, messages: list[dict[str, Any]], options: Mapping[str, 
 
 
 def _sampling(config: Config, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what goes into the body by its own name; what the instance was given is checked already."""
-    template = config.chat_template_kwargs or {}
+    """Return the options that go into the body, as the provider takes them; the instance's are checked already."""
     if options.keys() <= _NOT_SENT:
-        return {**config.sampling, "chat_template_kwargs": template} if template else config.sampling
-    template = {**template, **(check_mapping("chat_template_kwargs", options.get("chat_template_kwargs")) or {})}
-    given = {**config.sampling, **options, "chat_template_kwargs": template or None}
+        return config.options
+    template = check_mapping("chat_template_kwargs", options.get("chat_template_kwargs")) or {}
+    given = {**config.sampling, **options, "chat_template_kwargs": {**config.chat_template_kwargs, **template} or None}
+    if options.get("max_completion_tokens") is not None and "max_tokens" not in options:
+        given.pop("max_tokens", None)  # two names of one limit: the call's wins over the instance's
     sampling = check_sampling({name: given[name] for name in _SENT if name in given})
     if "tools" in sampling:
         _check_tools(sampling["tools"])
-    return sampling
+    return in_dialect(config.provider, sampling)
 
 
 def _stream_options(body: dict[str, Any], config: Config, given: Mapping[str, Any] | None) -> None:
