@@ -23,3 +23,4 @@ soak:
 fuzz:
 	python -m tests.fuzz.fuzz_http1 60
 	python -m tests.fuzz.fuzz_http2 60
+	python -m tests.fuzz.fuzz_decoder 60

@@ -35,6 +35,7 @@ from .types import (
     LLMResponse,
     LLMUsage,
     Message,
+    ModelInfo,
     RateLimits,
     ToolCall,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "LLMToolCallError",
     "LLMUsage",
     "Message",
+    "ModelInfo",
     "OpenAICompatibleLLM",
     "RateLimits",
     "RetryPolicy",

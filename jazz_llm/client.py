@@ -14,15 +14,16 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, 
 from typing import TYPE_CHECKING, Any, Generic, Literal, Unpack, overload
 
 from .config import POOL_ARGUMENTS, ApiKey, Config, Secret, configure, hide_key, warn_of_risks
-from .errors import LLMCapabilityError, LLMClosedError, LLMConfigurationError, LLMError
+from .errors import LLMCapabilityError, LLMClosedError, LLMConfigurationError, LLMError, LLMStatusError
 from .mock import MockAnswers, MockResponse
-from .request import Call, ask_key, ask_key_async, endpoint_of, headers_of, prepare
+from .request import Call, ask_key, ask_key_async, endpoint_of, headers_of, prepare, prepare_models
 from .response import MAX_ERROR_BODY, Decoder, error_from, inflated, rate_limits_of, redacted, request_id_of
+from .response.models import ModelsDecoder
 from .retry import Retries, RetryBudget, RetryPolicy
 from .timing import Clock
 from .transport import Request
 from .transport.names import target_of
-from .types import CallMetrics, GenerateOptions, LLMResponse, T
+from .types import CallMetrics, GenerateOptions, LLMResponse, ModelInfo, T
 
 if TYPE_CHECKING:
     import ssl
@@ -107,6 +108,20 @@ class OpenAICompatibleLLM:
         self._client: httpx.Client | None = None
         self._aclient: httpx.AsyncClient | None = None
 
+    @classmethod
+    def from_provider(cls, name: str, model: str, **arguments: Any) -> Self:
+        """Make an instance for a provider of the registry: ``from_provider("groq", "llama-3.3-70b-versatile")``.
+
+        Args:
+            name: The provider's name there; it says where the API is, which variable holds the key and what differs.
+            model: The model's name as the provider knows it.
+            arguments: The constructor's others.
+
+        Raises:
+            LLMConfigurationError: The name is not in the registry (a near one is shown), or an argument is wrong.
+        """
+        return cls(model, provider=name or "", **arguments)  # None would be the constructor's word for "find out"
+
     # --- the calls ------------------------------------------------------------------------------------------------
 
     @overload
@@ -166,6 +181,24 @@ class OpenAICompatibleLLM:
     ) -> AsyncTextStream[Any]:
         """Return the answer as it comes: ``async for text in llm.astream(...)``, no await."""
         return AsyncTextStream(self, self._prepared(messages, response_format, options, streams=True))
+
+    def list_models(self) -> list[ModelInfo]:
+        """Return the models that the server lists, each once, in its order; of a list in pages, the first.
+
+        The request goes to ``models`` beside ``chat/completions``, or where the registry says, and keeps to all that a chat
+        call does: key, headers, timeouts, deadline, retries. It is never answered by ``DEBUG_MOCK_RESPONSES``.
+
+        Raises:
+            LLMError: As for ``generate``; ``LLMResponseError`` where what comes is no list of models, ``LLMCapabilityError``
+                where the provider is known to have none.
+        """
+        response: LLMResponse[list[ModelInfo]] = TextStream(self, prepare_models(self._config)).finish()
+        return response.parsed or []
+
+    async def alist_models(self) -> list[ModelInfo]:
+        """Do what ``list_models`` does, awaiting."""
+        response: LLMResponse[list[ModelInfo]] = await AsyncTextStream(self, prepare_models(self._config)).finish()
+        return response.parsed or []
 
     # --- closing, copies, pools -----------------------------------------------------------------------------------
 
@@ -383,7 +416,8 @@ class _StreamState:
 
     def _new_decoder(self) -> Decoder:
         call, config = self._call, self._call.config
-        return Decoder(
+        decoder = Decoder if call.method == "POST" else ModelsDecoder
+        return decoder(
             streams=call.streamed,
             choices=call.choices,
             provider=config.provider_name,
@@ -391,13 +425,14 @@ class _StreamState:
             prompt=call.prompt,
             max_response_bytes=config.max_response_bytes,
             max_event_bytes=config.max_event_bytes,
+            statuses=config.retry.statuses,
         )
 
     def _signed(self, key: str | None) -> Request:
         self._key = Secret(key)
         call = self._call
         headers = headers_of(call, key)
-        return Request("POST", call.config.origin, target_of(call.url), headers, call.body, whole=not call.streamed)
+        return Request(call.method, call.config.origin, target_of(call.url), headers, call.body, whole=not call.streamed)
 
     def _may_retry(self, error: LLMError) -> bool:
         return self._call.max_retries > 0 and self._retries().worth_it(error)
@@ -486,7 +521,10 @@ class _StreamState:
     def _failed(self, error: LLMError) -> LLMError:
         """Complete an error of this call; ``partial`` is what had come of the answer."""
         error.attempts = self._attempts
-        error.provider = error.provider or self._call.config.provider_name
+        name = error.provider = error.provider or self._call.config.provider_name
+        if isinstance(error, LLMStatusError) and self._answer is not None and not error.headers:
+            error.headers = dict(self._answer.headers)
+            error.request_id = error.request_id or request_id_of(error.headers, name)
         if error.partial is None and self._first_content is not None:
             error.partial = self._decoder.response()
         if error.partial is not None:
@@ -505,8 +543,8 @@ class _StreamState:
         """Add what only the driver knows: times, headers, attempts."""
         now, answer, call, first = time.perf_counter(), self._answer, self._call, self._first_content
         response.latency_ms = (now - self._started) * 1e3
-        response.request_id = request_id_of(answer.headers)
-        response.rate_limits = rate_limits_of(answer.headers)
+        response.request_id = request_id_of(answer.headers, call.config.provider_name)
+        response.rate_limits = rate_limits_of(answer.headers, call.config.provider_name)
         timed = call.streams and first is not None
         response.metrics = CallMetrics(
             endpoint=endpoint_of(call.url),

@@ -69,6 +69,7 @@ class Config:
     key_hint: str  # what to say where a key is needed and none was given; "" where none is needed
     provider: Provider | None
     url: str
+    models_url: str | None  # None: the provider has no list of models
     origin: tuple[str, str, int]
     sampling: dict[str, Any]  # by the names of this package
     options: dict[str, Any]  # what a call sends that gives none of its own, as the provider takes it
@@ -105,6 +106,8 @@ def configure(arguments: dict[str, Any]) -> Config:
     base = _base_url(arguments["base_url"], provider)
     host = base.hostname or ""
     provider = provider or provider_of_host(host)
+    endpoint, query = _endpoint(arguments["chat_endpoint"]), arguments["default_query"]
+    models = models_url(base, provider, endpoint)
     api_key, hint = _api_key(arguments, base, provider)
     sampling = check_sampling({name: arguments[name] for name in SAMPLING}, LLMConfigurationError)
     template = check_mapping("chat_template_kwargs", arguments["chat_template_kwargs"])
@@ -114,7 +117,8 @@ def configure(arguments: dict[str, Any]) -> Config:
         api_key=api_key,
         key_hint=hint,
         provider=provider,
-        url=_with_query(chat_url(base, provider, _endpoint(arguments["chat_endpoint"])), arguments["default_query"]),
+        url=_with_query(chat_url(base, provider, endpoint), query),
+        models_url=None if models is None else _with_query(models, query),
         origin=(base.scheme, host, base.port or (443 if base.scheme == "https" else 80)),
         sampling=sampling,
         options=in_dialect(provider, {**sampling, "chat_template_kwargs": template} if template else sampling),
@@ -170,6 +174,22 @@ def chat_url(base: SplitResult, provider: Provider | None, endpoint: str | None)
     else:
         full = _join(path, endpoint or CHAT_ENDPOINT)
     return f"{base.scheme}://{base.netloc.lower()}{full}"
+
+
+def models_url(base: SplitResult, provider: Provider | None, endpoint: str | None) -> str | None:
+    """Return the URL of the list of models: beside the chat completions, or where the registry says; None where there is none.
+
+    A ``chat_endpoint`` that is no ``.../chat/completions`` says nothing about the models: then the usual one counts.
+    """
+    tail, path = "/chat/completions", provider.models_path if provider else "/models"
+    if path is None:
+        return None
+    if endpoint is not None and not endpoint.endswith(tail):
+        base, endpoint = base._replace(path=base.path.rstrip("/").removesuffix(endpoint)), None
+    root = chat_url(base, provider, endpoint).removesuffix(tail)
+    while path.startswith("/../"):
+        root, path = root.rpartition("/")[0], path.removeprefix("/..")
+    return root + path
 
 
 class Secret:

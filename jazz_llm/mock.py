@@ -27,9 +27,9 @@ class MockAnswers:
         self._next = 0
 
     def next(self, call: Call) -> MockResponse | None:
-        """Return the answer to this call, or None where the variable is not set."""
+        """Return the answer to this call, or None where the variable is not set or the call is no chat."""
         text = os.environ.get(VARIABLE)
-        if not text:
+        if not text or call.method == "GET":
             return None
         answers = _parse(text)
         with self._lock:

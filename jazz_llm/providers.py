@@ -31,8 +31,8 @@ class Provider:
     """One provider; every field but the first four is a difference from plain OpenAI, and ``source`` says who tells.
 
     Where it is: ``hosts`` are more hosts that are this provider; ``key_header`` carries the key (None: ``Authorization:
-    Bearer``); ``models_path`` leads from the root to the list of models; ``request_ids`` are the headers that name a request,
-    best first.
+    Bearer``); ``models_path`` leads from the root to the list of models, None where there is none; ``request_ids`` are the
+    headers that name a request, best first.
 
     What it is sent: ``renames`` gives an option the name that it takes; ``thinking`` says for a ``reasoning_effort`` what is
     sent in its place (``ANY``: for every other one); ``stream_options``: whether it takes ``stream_options.include_usage``;
@@ -51,7 +51,7 @@ class Provider:
     source: str
     hosts: tuple[str, ...] = ()
     key_header: str | None = None
-    models_path: str = "/models"
+    models_path: str | None = "/models"
     request_ids: tuple[str, ...] = ()
     renames: Mapping[str, str] = field(default_factory=dict)
     thinking: _Thinking = field(default_factory=dict)
@@ -148,6 +148,7 @@ PROVIDERS: tuple[Provider, ...] = (
     # Usage is on every chunk, and sonar-deep-research counts reasoning beside it: docs.perplexity.ai.
     Provider(
         name="perplexity",
+        models_path=None,
         source="docs.perplexity.ai",
         base_url="https://api.perplexity.ai",
         key_env=("PERPLEXITY_API_KEY", "PPLX_API_KEY"),
@@ -239,6 +240,7 @@ PROVIDERS: tuple[Provider, ...] = (
     ),
     Provider(
         name="novelai",
+        models_path=None,
         source="SillyTavern issue 4575; other clients",
         base_url="https://text.novelai.net/oa/v1",
         key_env=("NOVELAI_API_KEY",),
@@ -280,6 +282,7 @@ PROVIDERS: tuple[Provider, ...] = (
         key_env=("DATABRICKS_TOKEN",),
         hosts=("{host}.azuredatabricks.net", "{host}.gcp.databricks.com"),
         stream_options=False,
+        models_path="/../api/2.0/serving-endpoints",
         request_ids=("x-request-id", "x-amzn-requestid"),
     ),
     Provider(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -69,6 +69,7 @@ class Call:
     extra_headers: dict[str, str]
     choices: int
     messages: list[Any]  # as they were sent, to estimate tokens and to answer in mock mode
+    method: Literal["POST", "GET"] = "POST"  # GET: the list of models
 
     def prompt(self) -> str:
         """Return the text of all messages, to estimate tokens from."""
@@ -101,12 +102,31 @@ def prepare(config: Config, messages: Any, options: Mapping[str, Any], *, stream
     )
 
 
+def prepare_models(config: Config) -> Call:
+    """Make the call that asks for the list of models."""
+    if config.models_url is None:
+        raise LLMCapabilityError(f"{config.provider_name} has no list of models.", provider=config.provider_name)
+    return Call(
+        url=config.models_url,
+        body=b"",
+        config=config,
+        streams=False,
+        streamed=False,
+        timeouts=config.timeouts,
+        max_retries=config.max_retries,
+        extra_headers={},
+        choices=0,
+        messages=[],
+        method="GET",
+    )
+
+
 def headers_of(call: Call, key: str | None) -> Headers:
     """Return the headers of one attempt, lower-case names, the same tuple again where nothing is new.
 
     What the user gave wins, whatever its case.
     """
-    if call.extra_headers:
+    if call.extra_headers or not call.body:
         return _headers_of(call, key)
     known = call.config.headers
     return known.get(key, call.streamed) or known.keep(key, call.streamed, _headers_of(call, key))
@@ -117,7 +137,7 @@ def _headers_of(call: Call, key: str | None) -> Headers:
     merged = {
         "accept": "text/event-stream" if call.streamed else "application/json",
         "accept-encoding": "identity",
-        "content-type": "application/json",
+        **({"content-type": "application/json"} if call.body else {}),
         "user-agent": f"jazz_llm/{__version__}",
     }
     if key is not None:

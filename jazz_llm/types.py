@@ -146,6 +146,21 @@ class LLMResponse(Generic[T]):
     rate_limits: RateLimits | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """One model of the server's list.
+
+    ``created`` is seconds since 1970. ``context_length`` is in tokens, prompt and answer together, as the server says it; None
+    means not told. ``raw`` is the server's entry, untouched.
+    """
+
+    id: str
+    created: int | None = None
+    owned_by: str | None = None
+    context_length: int | None = None
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
+
+
 class GenerateOptions(TypedDict, total=False):
     """Options of one call; what is not given here comes from the instance."""
 

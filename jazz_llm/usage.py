@@ -46,7 +46,8 @@ REASONING = _places(
     "output_tokens_details.reasoning_tokens",
     "reasoning_tokens",  # SGLang, Perplexity
 )
-COST = _places("cost", "cost.total_cost", "estimated_cost")
+COST = _places("cost", "cost.total_cost", "estimated_cost", "cost_in_usd_ticks")
+_TICKS = 1e10  # to a dollar: docs.x.ai, "Cost tracking"
 _AUDIO = _places("prompt_tokens_details.audio_tokens", "audio_prompt_tokens")
 _ANTHROPIC_CACHE = (_places("cache_read_prompt_tokens"), _places("cache_creation_prompt_tokens"))
 _PLAIN = {"prompt_tokens", "completion_tokens", "total_tokens"}
@@ -173,7 +174,7 @@ def _cost(usage: Mapping[str, Any]) -> float | None:
     for name, inner in COST:
         value = _inside(usage.get(name), inner) if inner else usage.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300:
-            return float(value)
+            return float(value) / _TICKS if name == "cost_in_usd_ticks" else float(value)
     return None
 
 

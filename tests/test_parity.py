@@ -19,7 +19,7 @@ TABLE = {
     "AsyncClient": "Client",
     "ask_key_async": "ask_key",
     **{f"__a{name}__": f"__{name}__" for name in ("iter", "next", "enter", "exit")},
-    **{f"a{name}": name for name in ["generate", "stream", "close", "primed", "pool", "open", "read", "sleep", "run", "client"]},
+    **{f"a{name}": name for name in ["generate", "stream", "close", "primed", "pool", "open", "read", "sleep", "run", "client", "list_models"]},
     "make_aclient": "make_client",
 }
 
@@ -69,6 +69,7 @@ PAIRS = {
     "the streams": (client.TextStream, client.AsyncTextStream),
     "generate": (CLASS.generate, CLASS.agenerate),
     "stream": (CLASS.stream, CLASS.astream),
+    "list_models": (CLASS.list_models, CLASS.alist_models),
     "client": (CLASS.client.fget, CLASS.aclient.fget),
 }
 
@@ -83,7 +84,7 @@ def test_every_async_call_has_its_twin() -> None:
     for name in public:
         if name.startswith("a") and name[1:] in public:
             assert list(inspect.signature(getattr(CLASS, name)).parameters) == list(inspect.signature(getattr(CLASS, name[1:])).parameters) if callable(getattr(CLASS, name)) else True
-    assert {"agenerate", "astream", "aclose", "aclient"} <= public
+    assert {"agenerate", "astream", "alist_models", "aclose", "aclient"} <= public
 
 
 def test_no_flag_tells_the_colours_apart() -> None:

@@ -27,7 +27,7 @@ from jazz_llm import (
 )
 from jazz_llm.response import Decoder, decoder, error_from, rate_limits_of, redacted, request_id_of
 from jazz_llm.response.choice import ThinkSplitter
-from jazz_llm.response.failures import duration, retry_hint
+from jazz_llm.response.headers import duration, retry_hint
 from jazz_llm.response.template import Template
 
 DONE = b"data: [DONE]\n\n"
@@ -262,6 +262,38 @@ def test_an_odd_chunk_neither_loses_nor_repeats_text(odd: dict[str, Any]) -> Non
     texts, result = decode(chunk("a"), event(odd), chunk("b"), chunk(finish="stop"), DONE)
     assert isinstance(result, LLMResponse)
     assert "".join(texts) == result.text == "axb"
+
+
+@pytest.mark.parametrize(
+    ("flat", "kind"),
+    [
+        ({"message": "Too many requests", "type": "too_many_requests_error", "param": "quota", "code": "request_quota_exceeded"}, "LLMRateLimitError"),
+        ({"message": "boom", "code": "server_error"}, "LLMInternalError"),
+        ({"detail": "Not authenticated"}, "LLMInternalError"),
+        ({"detail": "Rate limit exceeded", "status_code": 429}, "LLMRateLimitError"),
+    ],
+)
+def test_a_flat_error_in_a_stream_is_one(flat: dict[str, Any], kind: str) -> None:
+    """Cerebras and FastAPI put no error key around theirs."""
+    error = failure(chunk("so far"), event(flat))
+    assert type(error).__name__ == kind
+    assert error.partial is not None
+    assert error.partial.text == "so far"
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html><title>Hi</title>", b"[1, 2]", b'{"choices": []}', b'{"choices": [{"index": 0}]}', b'{"id": "cut', b"\xff" * 9000]
+)
+def test_what_is_no_answer_comes_with_the_error(body: bytes) -> None:
+    error = failure(body, streams=False, headers={"content-type": "application/json"})
+    assert isinstance(error, LLMResponseError)
+    assert error.body == body[:4096].decode("utf-8", "ignore")
+
+
+def test_a_policys_statuses_count_inside_a_200_too() -> None:
+    inside = event({"error": {"message": "busy", "code": 503}})
+    assert failure(inside).retryable
+    assert not failure(inside, statuses=frozenset({429})).retryable
 
 
 def test_deeply_nested_json_is_refused() -> None:
@@ -553,8 +585,9 @@ def test_json_where_a_stream_was_asked_for(body: bytes) -> None:
 
 @pytest.mark.parametrize("headers", [{}, {"content-type": "text/event-stream; charset=utf-8"}])
 def test_a_stream_where_json_was_asked_for(headers: dict[str, str]) -> None:
-    stream = PLAIN + USAGE + DONE
-    assert answer(*(stream[i : i + 1] for i in range(len(stream))), streams=False, headers=headers).text == "Hello"
+    for first in (b"", b": ping\n\n", b"id: 1\n", b"retry: 5\n\n", b"event: message\n"):
+        stream = first + PLAIN + USAGE + DONE
+        assert answer(*(stream[i : i + 1] for i in range(len(stream))), streams=False, headers=headers).text == "Hello"
 
 
 BAD_BODIES = {

@@ -1,9 +1,11 @@
 """Bytes of an answer -> text, :class:`LLMResponse` or the error they mean. Nothing here waits.
 
-``decoder`` reads answers, ``choice`` and ``deltas`` what is in them; ``failures`` reads errors.
+``decoder`` reads answers, ``choice`` and ``deltas`` what is in them; ``failures`` reads errors, with
+``headers`` for what the headers say and ``words`` for what the words mean.
 """
 
 from .decoder import Decoder, inflated
-from .failures import MAX_ERROR_BODY, error_from, rate_limits_of, redacted, request_id_of
+from .failures import MAX_ERROR_BODY, error_from, redacted
+from .headers import rate_limits_of, request_id_of
 
 __all__ = ["MAX_ERROR_BODY", "Decoder", "error_from", "inflated", "rate_limits_of", "redacted", "request_id_of"]

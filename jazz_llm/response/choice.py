@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..tools import CallMerger
@@ -11,47 +12,89 @@ FINISH_REASONS = {
     **dict.fromkeys(("stop", "eos", "eos_token", "stop_sequence", "end_turn", "complete"), "stop"),
     **dict.fromkeys(("length", "max_tokens", "model_length", "model_context_window_exceeded"), "length"),
     **dict.fromkeys(("tool_calls", "tool_call", "tool_use", "function_call"), "tool_calls"),
-    **dict.fromkeys(("content_filter", "sensitive", "safety", "recitation", "refusal"), "content_filter"),
-    **dict.fromkeys(("insufficient_system_resource", "network_error", "error", "abort"), "error"),
+    **dict.fromkeys(("content_filter", "sensitive", "safety", "recitation", "refusal", "prohibited_content"), "content_filter"),
+    # Gemini's function_call_filter: a call that it could not read itself, with nothing left of it.
+    **dict.fromkeys(("insufficient_system_resource", "network_error", "error", "abort", "function_call_filter"), "error"),
     **dict.fromkeys(("", "null"), None),
 }
-_NOT_KEPT = frozenset({"content", "tool_calls", "role", "function_call"})
-_OPEN, _CLOSE = "<think>", "</think>"
+_NOT_KEPT = frozenset({"content", "tool_calls", "role", "function_call"})  # of a delta
+_OWN = frozenset({"index", "delta", "message", "text", "finish_reason", "logprobs", "usage"})  # of a choice
+_CLOSE = "</think>"
+_OPENS = ("<think>",)
+# Tags that open the thoughts at the beginning of the content. <reasoning> is a name that prompts ask for as well, so it counts
+# only where a server writes it: Bedrock's /openai/v1 for gpt-oss, in streams around each piece.
+OPENS: Mapping[str | None, tuple[str, ...]] = {"bedrock": ("<think>", "<reasoning>")}
 
 
 class ChoiceState:
     """One choice as it grows."""
 
-    __slots__ = ("_kept", "_merger", "finish", "index", "logprobs", "reasoning", "refusal", "seen", "text", "think")
+    __slots__ = (
+        "_extra",
+        "_kept",
+        "_merger",
+        "_snapshot",
+        "_tagged",
+        "by_delta",
+        "finish",
+        "index",
+        "logprobs",
+        "reasoning",
+        "refusal",
+        "seen",
+        "text",
+        "think",
+    )
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, provider: str | None = None) -> None:
         self.index = index
-        self.text: list[str] = []
         self.reasoning: list[str] = []
         self.refusal: list[str] = []
-        self.think = ThinkSplitter()
+        self.think = ThinkSplitter(OPENS.get(provider, _OPENS))
+        self.text = self.think.given
         self.finish: str | None = None
         self.logprobs: Any = None
         self.seen = False
+        self._tagged: bool | None = None  # the reasoning comes in tags, or in fields
+        self.by_delta = False  # content has come in a delta: a ``message`` then repeats it (MiniMax)
+        self._snapshot: dict[str, Any] = {}  # the last whole ``message``
         self._merger: CallMerger | None = None  # of the first tool call on
         self._kept: dict[str, list[Any]] = {}  # what else the deltas held, for ``raw``: by name, pieces of one kind
+        self._extra: dict[str, Any] = {}  # what else the choice held, the last of each
+
+    def finish_with(self, reason: object) -> bool:
+        """Take a finish_reason; one that says "stop" again does not hide what the first one said."""
+        if not isinstance(reason, str) or reason in ("", "null"):
+            return False
+        if self.finish is None or _normalized(reason) != "stop":
+            self.finish = reason
+        return True
 
     def finish_reason(self) -> str | None:
         """Return the normalized reason; calls that finish with "stop" (Ollama, Gemini, a named choice) count as tool_calls."""
         if self.finish is None:
             return None
-        reason = FINISH_REASONS.get(self.finish.lower(), self.finish)
+        reason = _normalized(self.finish)
         return "tool_calls" if reason == "stop" and self._merger is not None else reason
 
     def calls(self) -> list[ToolCall]:
         """Return the tool calls so far."""
         return [] if self._merger is None else self._merger.calls()
 
-    def add_reasoning(self, text: str) -> None:
-        """Take reasoning that came in a field of its own."""
-        if text:
+    def add_reasoning(self, text: str, *, tagged: bool = False) -> None:
+        """Take reasoning; where it comes both in tags and in a field (MiniMax M3), it is the same, and the first is taken."""
+        if not text:
+            return
+        if self._tagged is None:
+            self._tagged = tagged
+        if self._tagged is tagged:
             self.reasoning.append(text)
             self.seen = True
+
+    def whole_message(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Return what a ``message`` brings, where no delta did, that the last one did not: the answer as far as it has come."""
+        known, self._snapshot = self._snapshot, message
+        return {name: _news(value, known.get(name)) for name, value in message.items()}
 
     def add_refusal(self, text: object) -> None:
         """Take a piece of a refusal."""
@@ -63,7 +106,7 @@ class ChoiceState:
         """Take the fragments of tool calls; ``function_call`` is the name they had first."""
         fragments = delta.get("tool_calls")
         legacy = delta.get("function_call")
-        for fragment in fragments if isinstance(fragments, list) else [{"function": legacy}] if legacy else []:
+        for fragment in fragments if isinstance(fragments, list) and fragments else [{"function": legacy}] if legacy else []:
             if isinstance(fragment, dict):
                 if self._merger is None:
                     self._merger = CallMerger()
@@ -95,6 +138,12 @@ class ChoiceState:
             else:
                 self._kept[name] = [value]
 
+    def keep_extra(self, choice: dict[str, Any]) -> None:
+        """Keep the choice's other fields (native_finish_reason, content_filter_results, matched_stop)."""
+        for name, value in choice.items():
+            if value is not None and name not in _OWN:
+                self._extra[name] = value
+
     def fields(self) -> dict[str, Any]:
         """Return the deltas' other fields, joined."""
         return {name: _joined(pieces) for name, pieces in self._kept.items()}
@@ -104,7 +153,7 @@ class ChoiceState:
         if self.think.lone_at is not None:
             text = "".join(self.text)
             self.reasoning.append(text[: self.think.lone_at].strip())
-            self.text = [text[self.think.lone_at :].lstrip()]
+            self.text[:] = [text[self.think.lone_at :].lstrip()]
 
     def choice(self) -> Choice:
         """Return the public form."""
@@ -112,7 +161,7 @@ class ChoiceState:
 
     def merged(self) -> dict[str, Any]:
         """Return the choice as a whole answer would hold it."""
-        text = "".join(self.text)
+        text = self.think.untagged("".join(self.text))
         calls = [
             {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.raw_arguments}, **c.extra}
             for c in self.calls()
@@ -120,7 +169,22 @@ class ChoiceState:
         message = {"role": "assistant", "content": text if text or not calls else None, **self.fields()}
         if calls:
             message["tool_calls"] = calls
-        return {"index": self.index, "message": message, "finish_reason": self.finish, "logprobs": self.logprobs}
+        own = {"index": self.index, "message": message, "finish_reason": self.finish, "logprobs": self.logprobs}
+        return {**self._extra, **own}
+
+
+def _normalized(reason: str) -> str | None:
+    """Return what a finish_reason means; Gemini puts its own word behind ("content_filter: PROHIBITED_CONTENT")."""
+    word = reason.lower()
+    found = FINISH_REASONS.get(word, reason)
+    return FINISH_REASONS.get(word.partition(":")[0], reason) if found == reason else found
+
+
+def _news(value: Any, known: Any) -> Any:
+    """Return what a value has more than the one it goes on with."""
+    if isinstance(value, str | list) and type(value) is type(known) and value[: len(known)] == known:
+        return value[len(known) :]
+    return value
 
 
 def _joined(pieces: list[Any]) -> Any:
@@ -131,33 +195,42 @@ def _joined(pieces: list[Any]) -> Any:
 
 
 class ThinkSplitter:
-    """Part a leading ``<think>...</think>`` from the text, also where a read cuts the tags.
+    """Part a leading ``<think>...</think>``, or several, from the text, also where a read cuts the tags.
 
     A lone ``</think>`` (the template had opened it in the prompt) is taken out; ``lone_at`` says where in the text it stood.
     """
 
-    __slots__ = ("_given", "_held", "_last", "_state", "lone_at", "settled")
+    __slots__ = ("_blank", "_close", "_held", "_opens", "_state", "_taken", "given", "lone_at", "settled")
 
-    def __init__(self) -> None:
+    def __init__(self, opens: tuple[str, ...] = _OPENS) -> None:
+        self._opens = opens
+        self._close = _CLOSE  # of the tag under way
+        self._blank = "\n"  # what is dropped beside the tags
+        self._taken = ""  # what was taken out of the text, tags and all
         self._held = ""
         self._state = "start"
-        self._given = 0
-        self._last = ""  # the last character given
+        self.given: list[str] = []  # the text; where it is settled, others may add to it
         self.settled = False  # no tag is under way: text without "<" needs no look
         self.lone_at: int | None = None
 
     def feed(self, text: str) -> list[tuple[str, str]]:
         """Return ("text" or "reasoning", piece) pairs."""
         if self._state == "rest" or not text or self._is_plain(text):
+            if text:
+                self.given.append(text)
             return [("text", text)]
         self._held += text
+        fed = self._held
         pieces: list[tuple[str, str]] = []
         step = getattr(self, f"_{self._state}")
         while step is not None:
             step = step(pieces)
         given = "".join(piece for kind, piece in pieces if kind == "text")
-        self._given += len(given)
-        self._last = given[-1:] or self._last
+        if (size := len(fed) - len(self._held) - len(given)) > 0:
+            at = len(given) - len(pieces[-1][1]) if self._state == "rest" else len(given)
+            self._taken += fed[at : at + size]
+        if given:
+            self.given.append(given)
         self.settled = self._state == "rest" or (self._state == "text" and not self._held)
         return pieces
 
@@ -166,8 +239,6 @@ class ThinkSplitter:
         if "<" in text or self._held or not (self._state == "text" or (self._state == "start" and not text.isspace())):
             return False
         self._state = "text"
-        self._given += len(text)
-        self._last = text[-1]
         self.settled = True
         return True
 
@@ -175,55 +246,79 @@ class ThinkSplitter:
         """Return what was held back for a tag that never came."""
         held, self._held = self._held, ""
         kind = "reasoning" if self._state == "thinking" else "text"
+        if kind == "reasoning":
+            self._taken += held
+        elif held:
+            self.given.append(held)
         return [(kind, held)] if held else []
+
+    def untagged(self, text: str) -> str:
+        """Return the text as it came, given what is left of it."""
+        at = self.lone_at or 0
+        return text[:at] + self._taken + text[at:]
 
     def _start(self, pieces: list[tuple[str, str]]) -> Any:  # noqa: ARG002  # one signature for every state
         head = self._held.lstrip()
-        if head.startswith(_OPEN):
-            self._held = head.removeprefix(_OPEN)
-            self._state = "opened"
+        if self._opens_in(head):
             return self._opened
-        if _OPEN.startswith(head):
+        if any(tag.startswith(head) for tag in self._opens):
             return None
         self._state = "text"
         return self._text
 
+    def _opens_in(self, head: str) -> bool:
+        """Go past the opening tag that ``head`` begins with, if it does."""
+        tag = next((tag for tag in self._opens if head.startswith(tag)), None)
+        if tag is None:
+            return False
+        self._held, self._state, self._close = head.removeprefix(tag), "opened", f"</{tag[1:]}"
+        self._blank = "\n" if tag in _OPENS else ""  # around each piece of thoughts, blank lines belong to them
+        return True
+
     def _opened(self, pieces: list[tuple[str, str]]) -> Any:  # noqa: ARG002  # one signature for every state
         """Drop the blank lines between the tag and the thoughts."""
-        self._held = self._held.lstrip("\n")
+        self._held = self._held.lstrip(self._blank)
         if not self._held:
             return None
         self._state = "thinking"
         return self._thinking
 
     def _thinking(self, pieces: list[tuple[str, str]]) -> Any:
-        thought, tag, rest = self._held.partition(_CLOSE)
+        thought, tag, rest = self._held.partition(self._close)
         if tag:
-            pieces.append(("reasoning", thought.rstrip("\n")))
+            pieces.append(("reasoning", thought.rstrip(self._blank)))
             self._held, self._state = rest, "after"
             return self._after
-        sure = thought[: len(thought) - _overlap(thought, _CLOSE)].rstrip("\n")
+        sure = thought[: len(thought) - _overlap(thought, self._close)].rstrip(self._blank)
         self._give(pieces, "reasoning", len(thought) - len(sure))
         return None
 
     def _after(self, pieces: list[tuple[str, str]]) -> Any:
-        """Drop the blank lines between the thoughts and the answer."""
-        rest = self._held.lstrip("\n")
-        self._held = ""
-        if rest:
+        """Drop the blank lines between the thoughts and the answer, which may begin with more thoughts."""
+        rest = self._held = self._held.lstrip("\n")
+        if self.lone_at is None and self._opens_in(rest):
+            return self._opened
+        if rest and (self.lone_at is not None or not any(tag.startswith(rest) for tag in self._opens)):
             pieces.append(("text", rest))
-            self._state = "rest"
+            self._held, self._state = "", "rest"
+        return None
 
     def _text(self, pieces: list[tuple[str, str]]) -> Any:
-        before, tag, rest = self._held.partition(_CLOSE)
-        quoted = (before or self._last).endswith(("`", '"', "'"))  # then it is what the answer talks about
-        if tag and not quoted:
-            pieces.append(("text", before))
-            self.lone_at = self._given + len(before)
-            self._held, self._state = rest, "after"
+        at = self._held.find(_CLOSE)
+        while at >= 0 and self._quoted(at):
+            at = self._held.find(_CLOSE, at + 1)
+        if at >= 0:
+            pieces.append(("text", self._held[:at]))
+            self.lone_at = sum(map(len, self.given)) + at
+            self._held, self._state = self._held[at + len(_CLOSE) :], "after"
             return self._after
-        self._give(pieces, "text", 0 if tag else _overlap(self._held, _CLOSE))
+        self._give(pieces, "text", _overlap(self._held, _CLOSE))
         return None
+
+    def _quoted(self, at: int) -> bool:
+        """Say whether a quote stands before a tag: then the tag is what the answer talks about."""
+        before = self._held[at - 1] if at else "".join(self.given[-1:])[-1:]
+        return before in ("`", '"', "'")
 
     def _give(self, pieces: list[tuple[str, str]], kind: str, keep: int) -> None:
         cut = len(self._held) - keep

@@ -22,18 +22,19 @@ from ..errors import (
     LLMResponseTooLargeError,
     LLMStreamTruncatedError,
 )
+from ..retry import RETRYABLE
 from ..sse import BOM, EventTooLargeError, SSEDecoder
 from ..types import LLMResponse, LLMUsage, Message
 from ..usage import normalize_usage, usage_of
 from .choice import ChoiceState
-from .deltas import TEXT_FIELDS, content_parts, has_content, plain_text, reasoning_of
+from .deltas import PADDING, TEXT_FIELDS, content_parts, has_content, plain_text, reasoning_of, unwrapped
 from .failures import error_from, page_title, says_error
 from .parsing import INVALID, parse_json, text_or_none
 from .template import Template
 
 _JSON_STARTS = b'{[<"'
-_SSE_STARTS = (b"data:", b"event:", b"error:", b":")
-_NOT_HEAD = frozenset({"choices", "usage", "object"})
+_SSE_STARTS = (b"data:", b"event:", b"error:", b"retry:", b"id:", b":")
+_NOT_HEAD = PADDING | {"choices", "usage", "object"}
 _LONGEST_START = max(map(len, _SSE_STARTS)) + 1
 
 
@@ -54,6 +55,7 @@ class Decoder:
         prompt: Callable[[], str] = str,
         max_response_bytes: int | None = None,
         max_event_bytes: int | None = None,
+        statuses: frozenset[int] = RETRYABLE,
     ) -> None:
         self.progress = False  # the last read held content
         self.finished = False  # every choice has its finish_reason
@@ -64,6 +66,7 @@ class Decoder:
         self._asked = choices
         self._provider = provider
         self._echo = echo
+        self._statuses = statuses
         self._prompt = prompt
         self._limit = max_response_bytes
         self._sse: SSEDecoder | None = None
@@ -71,7 +74,8 @@ class Decoder:
         self._event_limit = max_event_bytes
         self._inflate: _Inflate | None = None
         self._parts: list[bytes] = []  # a whole answer, or the white space before it is clear what this is
-        self._head: dict[str, Any] = {}  # the chunks' own fields, merged; a whole answer's JSON, untouched
+        self._head: dict[str, Any] = {}  # the chunks' own fields, merged, or the whole answer
+        self._body: dict[str, Any] = {}  # a whole answer's JSON, untouched
         self._whole = False  # what comes is one JSON object (or a web page, or nothing that we know), not events
         self._choices: dict[int, ChoiceState] = {}
         self._first: ChoiceState | None = None  # choice 0, whose texts are given out
@@ -120,8 +124,7 @@ class Decoder:
         elif not self._streams or b"".join(self._parts).strip():
             self._whole_answer(b"".join(self._parts).removeprefix(BOM))
         self.over = True
-        for state in self._choices.values():
-            self._text(state, state.think.end())
+        self._last_texts()
         return self._texts
 
     def result(self) -> LLMResponse[Any]:
@@ -141,7 +144,7 @@ class Decoder:
             usage=self._normalized_usage(),
             model=text_or_none(self._head.get("model")) or "",
             finish_reason=answer.finish_reason,
-            raw=self._head if self._whole else self._merged(),
+            raw=self._body if self._whole else self._merged(),
             id=text_or_none(self._head.get("id")),
             reasoning=answer.reasoning,
             refusal="".join(first.refusal) or None,
@@ -257,60 +260,72 @@ class Decoder:
             if chunk is not INVALID:
                 self._chunk(chunk)
             elif not at_end:  # cut short by the end of the connection it is only half an event
-                self._fail(_broken(f"An event of the stream is not JSON: {_excerpt(payload)}", retryable=False))
+                self._fail(_broken(f"An event of the stream is not JSON: {_excerpt(payload)}", retryable=False, body=payload))
 
     def _done(self) -> None:
-        for state in self._choices.values():
-            self._text(state, state.think.end())
+        self._last_texts()
         self._ended = True
         self.over = True
 
+    def _last_texts(self) -> None:
+        """Let go of what was held for a tag, and give out the answer of a server that counts its choices from 1."""
+        for state in self._choices.values():
+            self._text(state, state.think.end())
+        if self._first is None and self._choices:
+            self._first = self._choices[min(self._choices)]
+            self._texts += self._first.text
+
     def _chunk(self, chunk: Any) -> None:
-        if isinstance(chunk, list) and chunk:
-            chunk = chunk[0]
-        if not isinstance(chunk, dict):
-            return self._fail(_broken(f"A chunk of the stream is not an object: {_excerpt(chunk)}", retryable=False))
+        if isinstance(chunk, dict) and "choices" in chunk:
+            return self._object(chunk)
+        for item in chunk if isinstance(chunk, list) and chunk else [chunk]:
+            if not isinstance(item, dict):
+                return self._fail(_broken(f"A chunk of the stream is not an object: {_excerpt(item)}", retryable=False))
+            if not self.over:
+                self._object(item if "choices" in item else unwrapped(item))
+
+    def _object(self, chunk: dict[str, Any]) -> None:
         usage = usage_of(chunk)
         self._usage = usage or self._usage
         if says_error(chunk):
-            return self._fail(error_from(200, self._headers, chunk, provider=self._provider))
+            return self._fail(self._error(chunk))
         self._merge_head(chunk)
         choices = chunk.get("choices")
         for choice in choices if isinstance(choices, list) else ():
             if isinstance(choice, dict):
                 self._choice(choice)
-        if usage is not None and choices == [] and self._content:
+        if usage is not None and not choices and self._content:
             self._ended = True
         self.finished = self._all_finished()
 
     def _choice(self, choice: dict[str, Any], position: int = 0) -> None:
         if says_error(choice, top=False):
-            return self._fail(error_from(200, self._headers, choice, provider=self._provider))
+            return self._fail(self._error(choice))
         index = choice.get("index", position)
         index = index if isinstance(index, int) and not isinstance(index, bool) else 0
         state = self._choices.get(index)
         if state is None:
-            state = self._choices[index] = ChoiceState(index)
+            state = self._choices[index] = ChoiceState(index, self._provider)
             if index == 0:
                 self._first = state
-        delta = choice.get("delta")
-        if not isinstance(delta, dict):
-            delta = self._instead_of_delta(state, choice)
-        self._delta(state, delta)
+        self._delta(state, self._delta_of(state, choice))
+        state.keep_extra(choice)
         if (logprobs := choice.get("logprobs")) is not None:
             state.add_logprobs(logprobs)
-        finish = choice.get("finish_reason")
-        if isinstance(finish, str) and finish not in ("", "null"):
-            state.finish = finish
+        if state.finish_with(choice.get("finish_reason")):
             self._text(state, state.think.end())
 
-    def _instead_of_delta(self, state: ChoiceState, choice: dict[str, Any]) -> dict[str, Any]:
-        """Some send a whole ``message``: it is the answer where no delta came, and its repetition otherwise (MiniMax)."""
-        message = choice.get("message")
+    def _delta_of(self, state: ChoiceState, choice: dict[str, Any]) -> dict[str, Any]:
+        """Return the delta, or what stands in its place: some send a whole ``message``, or ``text``."""
+        delta = choice.get("delta")
+        delta = delta if isinstance(delta, dict) else {}
+        if state.by_delta or has_content(delta):
+            state.by_delta = True
+            return delta
+        message, text = choice.get("message"), choice.get("text")
         if isinstance(message, dict):
-            return {} if state.seen else message
-        text = choice.get("text")
-        return {"content": text} if isinstance(text, str) else {}
+            return {} if self._whole and state.seen else state.whole_message(message)
+        return {**delta, "content": text} if text and isinstance(text, str) else delta
 
     def _delta(self, state: ChoiceState, delta: dict[str, Any]) -> None:
         before = state.seen
@@ -334,9 +349,8 @@ class Decoder:
             if not text:
                 continue
             if kind == "reasoning":
-                state.reasoning.append(text)
+                state.add_reasoning(text, tagged=True)
                 continue
-            state.text.append(text)
             if state is self._first:
                 self._texts.append(text)
 
@@ -345,27 +359,35 @@ class Decoder:
         answer = parse_json(body)
         if answer is INVALID or not isinstance(answer, dict):
             if isinstance(answer, list) and answer and isinstance(answer[0], dict) and says_error(answer[0]):
-                return self._fail(error_from(200, self._headers, answer, provider=self._provider))
+                return self._fail(self._error(answer))
             return self._fail(not_an_answer(body))
         if says_error(answer):
-            return self._fail(error_from(200, self._headers, answer, provider=self._provider))
+            return self._fail(self._error(answer))
+        self._body, answer = answer, unwrapped(answer) if "choices" not in answer else answer
         self._usage = usage_of(answer)
         self._head = answer
         choices = answer.get("choices")
         if not isinstance(choices, list) or set(map(type, choices)) != {dict}:
-            return self._fail(_broken(f"The answer has no choices: {_excerpt(body)}", retryable=choices in (None, [])))
+            message = f"The answer has no choices: {_excerpt(body)}"
+            return self._fail(_broken(message, retryable=choices in (None, []), body=body))
         for position, choice in enumerate(choices):
-            if not isinstance(choice.get("message"), dict) and not choice.get("text") and not choice.get("delta"):
-                return self._fail(_broken(f"Choice {position} of the answer has no message: {_excerpt(body)}", retryable=False))
             self._choice(choice, position)
+            given = isinstance(choice.get("message"), dict) or choice.get("text") or choice.get("delta")
+            if not given and not self._says_why():
+                return self._fail(_broken(f"Choice {position} has no message: {_excerpt(body)}", retryable=False, body=body))
         for state in self._choices.values():
             state.whole_thoughts()
         self._ended = True
 
+    def _says_why(self) -> bool:
+        """Say whether the finish_reason explains that nothing came: Gemini leaves out the message that it filters."""
+        first = self._answering()
+        return first is not None and first.finish_reason() in ("content_filter", "error")
+
     def _merge_head(self, chunk: dict[str, Any]) -> None:
         for name, value in chunk.items():
-            if value is not None and value != "" and name not in _NOT_HEAD:
-                self._head[name] = value
+            if name not in _NOT_HEAD and (value or (value is not None and value != "" and name not in self._head)):
+                self._head[name] = value  # Azure's filter chunks say created 0 after the real one
 
     def _merged(self) -> dict[str, Any]:
         """Return the object that the server would have sent, had it not been asked to stream."""
@@ -409,8 +431,12 @@ class Decoder:
             return LLMContentFilterError("The content filter left nothing of the answer.", status_code=200)
         return None
 
+    def _error(self, said: Any) -> LLMError:
+        return error_from(200, self._headers, said, provider=self._provider, statuses=self._statuses)
+
     def _fail(self, error: LLMError) -> None:
         self.failure = self.failure or error
+        self._last_texts()
         self.over = True
 
 
@@ -446,8 +472,8 @@ def _excerpt(body: object) -> str:
     return " ".join(text.split())[:200] or "(empty)"
 
 
-def _broken(message: str, *, retryable: bool) -> LLMResponseError:
-    return LLMResponseError(message, retryable=retryable, status_code=200)
+def _broken(message: str, *, retryable: bool, body: bytes = b"") -> LLMResponseError:
+    return LLMResponseError(message, retryable=retryable, status_code=200, body=body[:4096].decode("utf-8", "ignore"))
 
 
 def _too_large(why: str) -> LLMResponseTooLargeError:
@@ -461,6 +487,6 @@ def not_an_answer(body: bytes) -> LLMResponseError:
         return _broken("The answer is empty.", retryable=True)
     if text.lstrip().startswith("<"):
         title = page_title(text)
-        return _broken(f"The answer is a web page ({title!r}), not JSON: check base_url.", retryable=False)
+        return _broken(f"The answer is a web page ({title!r}), not JSON: check base_url.", retryable=False, body=body)
     # JSON that begins well was most likely cut; anything else will be as wrong the next time.
-    return _broken(f"The answer is not JSON: {_excerpt(body)}", retryable=text.lstrip()[:1] == "{")
+    return _broken(f"The answer is not JSON: {_excerpt(body)}", retryable=text.lstrip()[:1] == "{", body=body)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 _REASONING = ("reasoning_content", "reasoning", "thinking")
+_THOUGHTS = frozenset({"thinking", "reasoning", "reasoning_text", "thought"})  # types of parts
 _CONTENT = frozenset({"content", "refusal", "tool_calls", "function_call", "reasoning_details", *_REASONING})
 TEXT_FIELDS = frozenset({"content", "role"})  # of a delta
 
@@ -18,11 +19,30 @@ def content_parts(content: object) -> list[tuple[str, str]]:
         if isinstance(part, str):
             pieces.append(("text", part))
         elif isinstance(part, dict):
-            thoughts = part.get("thinking") or part.get("summary") or part.get("reasoning")
-            inner = "".join(piece for _, piece in content_parts(thoughts))
+            pieces.append(("reasoning", _inner_text(part.get("thinking") or part.get("summary") or part.get("reasoning"))))
             text = part.get("text")
-            pieces.append(("reasoning", inner) if inner else ("text", text if isinstance(text, str) else ""))
+            kind = "reasoning" if part.get("type") in _THOUGHTS else "text"
+            pieces.append((kind, text if isinstance(text, str) else ""))
     return pieces
+
+
+def _inner_text(thoughts: object) -> str:
+    """Return the text of thoughts that are text, or a list of text and of parts that hold some."""
+    if isinstance(thoughts, str):
+        return thoughts
+    parts = thoughts if isinstance(thoughts, list) else ()
+    texts = (part.get("text") if isinstance(part, dict) else part for part in parts)
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def unwrapped(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer itself of an object without choices: Cloudflare wraps it in ``result``, or writes ``response``."""
+    inner = answer.get("result")
+    answer = inner if isinstance(inner, dict) else answer
+    text = answer.get("response")
+    if "choices" in answer or not isinstance(text, str):
+        return answer
+    return {**answer, "choices": [{"index": 0, "message": None, "delta": {"content": text}}]}
 
 
 def reasoning_of(delta: dict[str, Any]) -> str:
@@ -53,6 +73,7 @@ def plain_text(chunk: Any) -> str | None:
             or choice.get("index") != 0
             or chunk.get("usage") is not None
             or "error" in chunk
+            or (not _TOP.issuperset(chunk) and any(map(chunk.get, chunk.keys() - _TOP)))
             or _has_more(choice, delta)
         ):
             return None
@@ -74,3 +95,7 @@ def _has_more(choice: dict[str, Any], delta: dict[str, Any]) -> bool:
 
 
 _FRAME = frozenset({"index", "delta"})
+# What plain chunks may say at their top: the first chunk has said it, or it is padding.
+_HEAD = frozenset({"id", "object", "created", "model", "choices", "usage", "system_fingerprint", "service_tier", "provider"})
+PADDING = frozenset({"obfuscation", "p"})  # OpenAI; Mistral, Cloudflare
+_TOP = _HEAD | PADDING

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, assert_type
 
-from jazz_llm import AsyncTextStream, LLMResponse, Message, OpenAICompatibleLLM, TextStream
+from jazz_llm import AsyncTextStream, LLMResponse, Message, ModelInfo, OpenAICompatibleLLM, TextStream
 
 
 class Answer:
@@ -14,6 +14,15 @@ class Answer:
 
 llm = OpenAICompatibleLLM("m", base_url="http://localhost:8000")
 conversation = [Message.system("Be brief."), Message.user("Hi")]
+
+
+class Mine(OpenAICompatibleLLM):
+    """A class of the user's own."""
+
+
+def constructors() -> None:
+    assert_type(OpenAICompatibleLLM.from_provider("groq", "m", temperature=0.5), OpenAICompatibleLLM)
+    assert_type(Mine.from_provider("groq", model="m"), Mine)
 
 
 def calls() -> None:
@@ -25,6 +34,8 @@ def calls() -> None:
     assert_type(llm.stream("hi"), TextStream[Any])
     assert_type(llm.stream("hi", response_format=Answer), TextStream[Answer])
     assert_type(llm.stream("hi", response_format=Answer).finish(), LLMResponse[Answer])
+    assert_type(llm.list_models(), list[ModelInfo])
+    assert_type(llm.list_models()[0].context_length, int | None)
     with llm.stream([{"role": "user", "content": "hi"}]) as stream:
         assert_type(iter(stream), Iterator[str])
         for text in stream:
@@ -38,6 +49,7 @@ async def acalls() -> None:
     assert_type(llm.astream("hi"), AsyncTextStream[Any])
     assert_type(llm.astream("hi", response_format=Answer), AsyncTextStream[Answer])
     assert_type(await llm.astream("hi", response_format=Answer).finish(), LLMResponse[Answer])
+    assert_type(await llm.alist_models(), list[ModelInfo])
     async with llm.astream("hi") as stream:
         assert_type(aiter(stream), AsyncIterator[str])
         async for text in stream:
@@ -49,3 +61,5 @@ def wrong() -> None:
     llm.generate("hi", max_tokens="5")  # type: ignore[call-overload]  # a wrong type
     LLMResponse()  # type: ignore[call-arg]  # text is the one field without a default
     LLMResponse(text="a fake is cheap")
+    OpenAICompatibleLLM.from_provider("groq")  # type: ignore[call-arg]  # which model?
+    llm.list_models()[0].id = "x"  # type: ignore[misc]  # frozen
