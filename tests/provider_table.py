@@ -44,7 +44,7 @@ def differences(row: Provider) -> Iterator[str]:
     if row.closes_after_stream:
         yield "closes its connection after a stream"
     if row.models_path != "/models":
-        yield f"models at `{row.models_path}`"
+        yield f"models at `{row.models_path}`" if row.models_path else "no list of models"
     if row.reasoning_outside:
         yield "counts reasoning beside `completion_tokens`"
     if row.echo:

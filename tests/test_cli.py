@@ -16,14 +16,15 @@ from jazz_llm.testing import FakeServer, Reply, Request
 pytest.importorskip("click", reason='click is not installed: pip install ".[cli]"')
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "jazz_llm", "chat", *arguments]
+def command(*arguments: str, name: str = "chat") -> list[str]:
+    return [sys.executable, "-m", "jazz_llm", name, *arguments]
 
 
-def run(*arguments: str, stdin: str | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, name: str = "chat", stdin: str | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, **variables}
     feed: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=30, env=environment, check=False, **feed)
+    line = command(*arguments, name=name)
+    return subprocess.run(line, capture_output=True, text=True, timeout=30, env=environment, check=False, **feed)
 
 
 @pytest.fixture
@@ -68,10 +69,19 @@ def test_the_key_is_taken_from_the_environment(server: FakeServer) -> None:
     assert server.requests[0].headers["authorization"] == "Bearer sk-env"
 
 
+def test_a_provider_says_what_differs(server: FakeServer) -> None:
+    done = run("--provider", "azure", "--base-url", server.url, "-m", "m", "hi", AZURE_OPENAI_API_KEY="az-1")
+    assert (done.returncode, done.stdout) == (0, "Hello, world!\n")
+    assert server.requests[0].headers["api-key"] == "az-1"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["hi"], 2, "Use --local, --base-url URL (and -m MODEL), or set OPENAI_API_KEY"),
+        (["hi"], 2, "Use --local, --base-url URL or --provider NAME (and -m MODEL), or set OPENAI_API_KEY"),
+        (["--provider", "groq", "-m", "m", "hi"], 1, "set GROQ_API_KEY"),
+        (["--provider", "grok", "-m", "m", "hi"], 1, "Did you mean 'groq'"),
+        (["--local", "--provider", "groq", "hi"], 2, "--local and --provider exclude each other"),
         (["--base-url", "http://localhost:9", "hi"], 2, "which model? Pass -m MODEL."),
         (["--base-url", "http://localhost:9", "-m", "m"], 2, "nothing to ask"),
         (["--local", "--base-url", "http://localhost:9", "hi"], 2, "exclude each other"),
@@ -170,7 +180,7 @@ def test_without_arguments_the_help_is_shown_as_it_is() -> None:
 
 
 def test_version_and_help() -> None:
-    for option, words in (("--version", "jazz-llm "), ("--help", "chat"), ("chat --help", "--local")):
+    for option, words in (("--version", "jazz-llm "), ("--help", "chat"), ("--help", "models"), ("chat --help", "--local"), ("models --help", "--provider")):
         done = subprocess.run([sys.executable, "-m", "jazz_llm", *option.split()], capture_output=True, text=True, timeout=30, check=False)
         assert (done.returncode, done.stderr) == (0, "")
         assert words in done.stdout
@@ -183,16 +193,80 @@ def test_without_the_extra_it_says_how_to_get_it() -> None:
     assert 'pip install "jazz_llm[cli]"' in done.stderr
 
 
-def test_control_characters_do_not_reach_a_terminal() -> None:
+def on_a_terminal(line: list[str], **variables: str) -> tuple[int, bytes]:
+    """Return the exit code, and what a person would see."""
     pty = pytest.importorskip("pty", reason="no pseudo-terminals on this system")
     master, slave = pty.openpty()
-    answers = json.dumps(["\x1b]0;evil\x07fine\ttext\u009b1m"])
-    environment = {**os.environ, "DEBUG_MOCK_RESPONSES": answers}
-    done = subprocess.run(command("-m", "m", "hi"), stdin=subprocess.DEVNULL, stdout=slave, timeout=30, env=environment, check=False)
+    environment = {**os.environ, **variables}
+    done = subprocess.run(line, stdin=subprocess.DEVNULL, stdout=slave, timeout=30, env=environment, check=False)
     os.close(slave)
     shown = os.read(master, 1000)
     os.close(master)
-    assert (done.returncode, shown) == (0, b"]0;evilfine\ttext1m\r\n")
+    return done.returncode, shown
+
+
+def test_control_characters_do_not_reach_a_terminal() -> None:
+    answers = json.dumps(["\x1b]0;evil\x07fine\ttext\u009b1m"])
+    assert on_a_terminal(command("-m", "m", "hi"), DEBUG_MOCK_RESPONSES=answers) == (0, b"]0;evilfine\ttext1m\r\n")
+
+
+# --- models --------------------------------------------------------------------------------------------------------
+
+
+async def three_models(_: Request, reply: Reply) -> None:
+    await reply.json({"data": [{"id": "tiny", "context_length": 4096}, {"id": "a-longer-name\x1b", "max_model_len": 1048576}, {"id": "un\n\u009bknown"}]})
+
+
+def test_the_models_one_per_line() -> None:
+    with FakeServer(three_models) as server:
+        done = run("--base-url", server.url, name="models")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "tiny\na-longer-name\nunknown\n", "")
+
+
+def test_a_terminal_shows_the_context_too() -> None:
+    with FakeServer(three_models) as server:
+        shown = on_a_terminal(command("--base-url", server.url, name="models"))
+    assert shown == (0, b"tiny                 4,096 tokens\r\na-longer-name    1,048,576 tokens\r\nunknown\r\n")
+
+
+def test_the_models_of_a_provider(server: FakeServer) -> None:
+    done = run("--provider", "azure", "--base-url", server.url, "--api-key", "az-1", name="models", DEBUG_MOCK_RESPONSES='["x"]')
+    assert (done.returncode, done.stdout) == (0, "fake-model\n")
+    assert server.requests[0].headers["api-key"] == "az-1"
+
+
+def test_the_models_of_the_environments_endpoint(server: FakeServer) -> None:
+    done = run(name="models", OPENAI_BASE_URL=server.url)
+    assert (done.returncode, done.stdout) == (0, "fake-model\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([], 2, "Use --base-url URL or --provider NAME"),
+        (["--provider", "groq"], 1, "set GROQ_API_KEY"),
+        (["--provider", "grok"], 1, "Did you mean 'groq'"),
+        (["--base-url", "nonsense"], 1, "base_url"),
+        (["--base-url", "http://127.0.0.1:1"], 1, "No connection to 127.0.0.1"),
+        (["stray"], 2, "stray"),
+    ],
+)
+def test_every_failure_of_models_is_one_clear_line(arguments: list[str], code: int, words: str) -> None:
+    done = run(*arguments, name="models")
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith("jazz-llm: ")
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+
+
+def test_a_key_that_is_refused_is_one_line() -> None:
+    async def refuse(_: Request, reply: Reply) -> None:
+        await reply.json({"error": {"message": "no such key: sk-12345\n", "type": "auth"}}, status=401)
+
+    with FakeServer(refuse) as server:
+        done = run("--base-url", server.url, "--api-key", "sk-12345", name="models")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith("jazz-llm: no such key: *** (HTTP 401)")
 
 
 def test_a_real_model(tiny_model: str) -> None:

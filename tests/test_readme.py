@@ -13,6 +13,8 @@ import pytest
 from jazz_llm.local import LocalServer
 from jazz_llm.testing import FakeServer
 
+from .provider_table import written
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -35,6 +37,10 @@ def test_the_code_runs_as_written(code: str, monkeypatch: pytest.MonkeyPatch, tm
 
 def test_there_is_code() -> None:
     assert len(BLOCKS) >= 9
+
+
+def test_its_table_of_providers_is_the_registrys() -> None:
+    assert written(README) == README, "run: python -m tests.provider_table"
 
 
 def test_the_four_calls_take_five_lines_each() -> None:

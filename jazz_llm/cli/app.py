@@ -12,6 +12,8 @@ import click
 from .. import __version__
 from ..errors import LLMError
 from .chat import chat
+from .doctor import doctor
+from .models import models
 
 INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
 
@@ -23,6 +25,8 @@ def app() -> None:
 
 
 app.add_command(chat)
+app.add_command(doctor)
+app.add_command(models)
 
 
 def run() -> int:

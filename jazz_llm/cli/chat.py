@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
 import sys
 from contextlib import ExitStack
 from typing import Any
@@ -12,20 +10,17 @@ import click
 
 from ..client import OpenAICompatibleLLM
 from ..types import LLMResponse, Message
+from .endpoint import check_endpoint, endpoint_options
+from .output import write
 
-CHOICES = "where to? Use --local, --base-url URL (and -m MODEL), or set OPENAI_API_KEY (or pass --api-key)."
-# A terminal obeys control characters, and the text is a stranger's: only tab and line feed get through.
-_CONTROLS = dict.fromkeys([*range(9), 11, 12, 13, *range(14, 32), *range(127, 160)])
+_ADVICE = "where to? Use --local, --base-url URL or --provider NAME (and -m MODEL), or set OPENAI_API_KEY (or pass --api-key)."
 
 
 @click.command()
 @click.argument("prompt", nargs=-1)
 @click.option("--local", is_flag=True, help="Use a small model on this machine (93 MB, fetched once), or the GGUF file of -m.")
 @click.option("-m", "--model", help="Model name; with --local, the path of a GGUF file.")
-@click.option("--base-url", help="Where the API is, such as http://localhost:11434.")
-@click.option(
-    "--api-key", help="The key; better set OPENAI_API_KEY, or the variable of the provider that --base-url belongs to."
-)
+@endpoint_options
 @click.option("-s", "--system", help="System message.")
 @click.option("--temperature", type=float, help="Sampling temperature.")
 @click.option("--max-tokens", type=int, help="Longest answer, in tokens.")
@@ -37,6 +32,7 @@ def chat(
     local: bool,
     model: str | None,
     base_url: str | None,
+    provider: str | None,
     api_key: str | None,
     system: str | None,
     temperature: float | None,
@@ -48,8 +44,9 @@ def chat(
     messages = [Message.system(system)] if system else []
     messages.append(Message.user(_question(prompt)))
     with ExitStack() as stack:
-        model, base_url = _target(stack, local=local, model=model, base_url=base_url, api_key=api_key)
-        llm = stack.enter_context(OpenAICompatibleLLM(model, api_key, base_url, temperature=temperature, max_tokens=max_tokens))
+        model, base_url = _target(stack, local=local, model=model, base_url=base_url, provider=provider, api_key=api_key)
+        sampling: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
+        llm = stack.enter_context(OpenAICompatibleLLM(model, api_key, base_url, provider=provider, **sampling))
         response = _whole(llm, messages) if no_stream else _streamed(llm, messages)
     if stats:
         _print_stats(response)
@@ -66,20 +63,18 @@ def _question(words: tuple[str, ...]) -> str:
 
 
 def _target(
-    stack: ExitStack, *, local: bool, model: str | None, base_url: str | None, api_key: str | None
+    stack: ExitStack, *, local: bool, model: str | None, base_url: str | None, provider: str | None, api_key: str | None
 ) -> tuple[str, str | None]:
     """Return the model's name and where it is."""
     if local:
-        if base_url is not None:
-            raise click.UsageError("--local and --base-url exclude each other.")
+        if base_url is not None or provider is not None:
+            raise click.UsageError(f"--local and {'--provider' if base_url is None else '--base-url'} exclude each other.")
         from ..local import LocalServer
 
         if model is not None and not model.endswith(".gguf"):
             raise click.UsageError("with --local, -m is the path of a .gguf file; leave it out for the built-in model.")
         return model or "local", stack.enter_context(LocalServer(model))
-    variables = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "DEBUG_MOCK_RESPONSES")
-    if base_url is None and api_key is None and not any(os.environ.get(name) for name in variables):
-        raise click.UsageError(CHOICES)
+    check_endpoint(_ADVICE, "DEBUG_MOCK_RESPONSES", base_url=base_url, provider=provider, api_key=api_key)
     if model is None:
         raise click.UsageError("which model? Pass -m MODEL.")
     return model, base_url
@@ -87,7 +82,7 @@ def _target(
 
 def _whole(llm: OpenAICompatibleLLM, messages: list[Message]) -> LLMResponse[Any]:
     response = llm.generate(messages)
-    _write(response.text)
+    write(response.text)
     _end_line(response.text)
     return response
 
@@ -98,24 +93,15 @@ def _streamed(llm: OpenAICompatibleLLM, messages: list[Message]) -> LLMResponse[
         try:
             for text in stream:
                 last = text
-                _write(text)
+                write(text)
         finally:
             _end_line(last)
         return stream.finish()
 
 
-def _write(text: str) -> None:
-    if sys.stdout is None:  # closed by the shell: >&-
-        return
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
-    sys.stdout.write(text.translate(_CONTROLS) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
-
-
 def _end_line(text: str) -> None:
     if text and not text.endswith("\n"):
-        _write("\n")
+        write("\n")
 
 
 def _print_stats(response: LLMResponse[Any]) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+from pathlib import Path
 
 import httpx
 import pytest
@@ -10,6 +13,8 @@ import pytest
 from jazz_llm import LLMContextLengthError, LLMTimeoutError, Message, OpenAICompatibleLLM
 
 from ..colours import Async, Sync
+from ..test_doctor import table
+from .proxies import serve_llamacpp
 
 Colour = Sync | Async
 
@@ -82,8 +87,42 @@ def test_the_clock_runs_against_a_real_server_too(colour: Colour, tiny_model: st
     assert caught.value.partial.text
 
 
+def test_the_list_of_models(colour: Colour, tiny_model: str) -> None:
+    with llm(tiny_model) as model:
+        (found,) = model.list_models() if isinstance(colour, Sync) else asyncio.run(model.alist_models())
+        answer = colour.generate(model.with_options(model=found.id), max_tokens=1)
+    assert found.id == answer.model
+    assert found.owned_by == "llamacpp"
+    assert found.context_length == found.raw["meta"]["n_ctx"]
+    assert found.created
+
+
 def test_the_other_endpoints_are_a_client_away(tiny_model: str) -> None:
     with llm(tiny_model) as model:
         answer = model.client.get("/v1/models")
         assert isinstance(answer, httpx.Response)
         assert answer.json()["data"][0]["id"]
+
+
+def test_doctor_prints_a_true_table(tmp_path: Path) -> None:
+    """Its vocabulary is too small for a grammar, and its template has no tools: the server says the one and hides the other."""
+    pytest.importorskip("click", reason='click is not installed: pip install ".[cli]"')
+    with serve_llamacpp(tmp_path, context=65_536) as model:  # long enough answers to stop one
+        url = f"http://127.0.0.1:{model.port}"
+        command = [sys.executable, "-m", "jazz_llm", "doctor", url, "--provider", "llamacpp"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = table(done.stdout)
+    told = [(name, found[name][0]) for name in found if name not in ("endpoint", "model")]
+    assert told == [
+        ("models", "yes"),
+        ("whole answers", "yes"),
+        ("streaming", "yes"),
+        ("usage in streams", "yes"),
+        ("[DONE]", "yes"),
+        ("json_schema", "no"),
+        ("tools", "no"),
+        ("stream stopped", "yes"),
+        ("answer stopped", "yes"),
+    ]
+    assert "HTTP/1.1, asked for as a stream" in found["whole answers"][1]
