@@ -1,7 +1,7 @@
 """One class for every OpenAI-compatible LLM endpoint, synchronous and asynchronous, that never lies about a stream."""
 
 from ._version import __version__
-from .client import AsyncTextStream, OpenAICompatibleLLM, TextStream
+from .client import OpenAICompatibleLLM
 from .errors import (
     LLMAuthenticationError,
     LLMCapabilityError,
@@ -28,6 +28,8 @@ from .errors import (
     LLMToolCallError,
 )
 from .retry import RetryPolicy
+from .streams import AsyncEventStream, AsyncTextStream, EventStream, TextStream
+from .tools import Tool
 from .types import (
     CallMetrics,
     Choice,
@@ -37,14 +39,19 @@ from .types import (
     Message,
     ModelInfo,
     RateLimits,
+    StreamEvent,
+    StreamEventKind,
     ToolCall,
+    ToolResult,
 )
 from .usage import normalize_usage
 
 __all__ = [
+    "AsyncEventStream",
     "AsyncTextStream",
     "CallMetrics",
     "Choice",
+    "EventStream",
     "GenerateOptions",
     "LLMAuthenticationError",
     "LLMCapabilityError",
@@ -76,8 +83,12 @@ __all__ = [
     "OpenAICompatibleLLM",
     "RateLimits",
     "RetryPolicy",
+    "StreamEvent",
+    "StreamEventKind",
     "TextStream",
+    "Tool",
     "ToolCall",
+    "ToolResult",
     "__version__",
     "normalize_usage",
 ]

@@ -1,29 +1,25 @@
 """The class and its calls, twice, side by side: sync, and async with an ``a`` before its name.
 
-The path of a chunk: ``transport`` reads -> ``Decoder.feed`` (response/decoder.py) returns the texts of that read -> the
-cursor yields them. ``tests/test_parity.py`` proves that the two texts are one.
+A call is checked and made into bytes here (``request``), then sent and read by a stream (``streams``), also where a whole
+answer is asked for. ``tests/test_parity.py`` proves that the two texts are one.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Generic, Literal, Unpack, overload
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
-from .config import POOL_ARGUMENTS, ApiKey, Config, Secret, configure, hide_key, warn_of_risks
-from .errors import LLMCapabilityError, LLMClosedError, LLMConfigurationError, LLMError, LLMStatusError
-from .mock import MockAnswers, MockResponse
-from .request import Call, ask_key, ask_key_async, endpoint_of, headers_of, prepare, prepare_models
-from .response import MAX_ERROR_BODY, Decoder, error_from, inflated, rate_limits_of, redacted, request_id_of
-from .response.models import ModelsDecoder
-from .retry import Retries, RetryBudget, RetryPolicy
+from .config import POOL_ARGUMENTS, ApiKey, Config, configure, hide_key, warn_of_risks
+from .errors import LLMClosedError, LLMConfigurationError, LLMError
+from .mock import MockAnswers
+from .request import Call, endpoint_of, on_time, prepare, prepare_embeddings, prepare_models
+from .retry import RetryBudget, RetryPolicy
+from .streams import AsyncEventStream, AsyncTextStream, EventStream, TextStream
 from .timing import Clock
-from .transport import Request
-from .transport.names import target_of
-from .types import CallMetrics, GenerateOptions, LLMResponse, ModelInfo, T
+from .types import GenerateOptions, LLMResponse, ModelInfo, RunOptions, T
 
 if TYPE_CHECKING:
     import ssl
@@ -31,9 +27,12 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from .tools import Tool
     from .transport.aio import AsyncPool
     from .transport.blocking import Pool
     from .transport.foreign import AsyncForeign, Foreign
+
+_AT_ONCE = 8  # requests for embeddings that one call has under way
 
 
 class OpenAICompatibleLLM:
@@ -59,7 +58,7 @@ class OpenAICompatibleLLM:
         default_headers, default_query: Added to every request.
         transport, async_transport: httpx transports to use instead of the pools.
         provider: A name of the registry. None: found from ``base_url``, else plain OpenAI.
-        chat_template_kwargs, extra_body: Added to every request's body.
+        chat_template_kwargs, extra_body: Added to every chat's body.
 
     Raises:
         LLMConfigurationError: An argument is wrong; the message names it.
@@ -135,7 +134,8 @@ class OpenAICompatibleLLM:
 
         Args:
             messages: Text (one user message), or a sequence of ``Message``, OpenAI dicts or objects with role and content.
-            response_format: Not in this version: ``LLMCapabilityError``.
+            response_format: What the answer has to be: a pydantic model, a dataclass, a TypedDict, or a JSON schema as a dict;
+                ``parsed`` of the answer is then an instance of it, or what the JSON says. It takes the extra ``schema``.
             options: See ``GenerateOptions``; they win over the instance's.
 
         Raises:
@@ -182,6 +182,149 @@ class OpenAICompatibleLLM:
         """Return the answer as it comes: ``async for text in llm.astream(...)``, no await."""
         return AsyncTextStream(self, self._prepared(messages, response_format, options, streams=True))
 
+    @overload
+    def stream_events(
+        self, messages: Any, *, response_format: type[T], **options: Unpack[GenerateOptions]
+    ) -> EventStream[T]: ...
+    @overload
+    def stream_events(
+        self, messages: Any, *, response_format: Mapping[str, Any] | None = None, **options: Unpack[GenerateOptions]
+    ) -> EventStream[Any]: ...
+    def stream_events(
+        self, messages: Any, *, response_format: Any = None, **options: Unpack[GenerateOptions]
+    ) -> EventStream[Any]:
+        """Return all of the answer as it comes, as typed events: ``for event in llm.stream_events(...)``.
+
+        The arguments are checked here; the request goes out at the first event that is asked for. What fails from then on is
+        an ERROR event before the last one, DONE; only ``LLMClosedError`` and ``LLMConfigurationError`` are raised.
+        """
+        return EventStream(self, self._prepared(messages, response_format, options, streams=True))
+
+    @overload
+    def astream_events(
+        self, messages: Any, *, response_format: type[T], **options: Unpack[GenerateOptions]
+    ) -> AsyncEventStream[T]: ...
+    @overload
+    def astream_events(
+        self, messages: Any, *, response_format: Mapping[str, Any] | None = None, **options: Unpack[GenerateOptions]
+    ) -> AsyncEventStream[Any]: ...
+    def astream_events(
+        self, messages: Any, *, response_format: Any = None, **options: Unpack[GenerateOptions]
+    ) -> AsyncEventStream[Any]:
+        """Return all of the answer as it comes, as typed events: ``async for event in llm.astream_events(...)``, no await."""
+        return AsyncEventStream(self, self._prepared(messages, response_format, options, streams=True))
+
+    @overload
+    def run_tools(
+        self,
+        messages: Any,
+        tools: Sequence[Callable[..., Any] | Tool],
+        max_turns: int = 10,
+        *,
+        response_format: type[T],
+        **options: Unpack[RunOptions],
+    ) -> LLMResponse[T]: ...
+    @overload
+    def run_tools(
+        self,
+        messages: Any,
+        tools: Sequence[Callable[..., Any] | Tool],
+        max_turns: int = 10,
+        *,
+        response_format: Mapping[str, Any] | None = None,
+        **options: Unpack[RunOptions],
+    ) -> LLMResponse[Any]: ...
+    def run_tools(
+        self,
+        messages: Any,
+        tools: Sequence[Callable[..., Any] | Tool],
+        max_turns: int = 10,
+        *,
+        response_format: Any = None,
+        **options: Unpack[RunOptions],
+    ) -> LLMResponse[Any]:
+        """Call the model, run the tools that it calls, tell it what they gave, and call it again, until it calls none.
+
+        The calls of one turn are run one after the other (``arun_tools``: together); an async function runs in a loop of its
+        own. Text that a function returns goes to the model as it is, all else as JSON. What a function raises, a result that
+        is not JSON, a tool that does not exist and arguments that do not fit are told to the model, and kept as ``error`` of
+        the result; KeyboardInterrupt, CancelledError and ``LLMClosedError`` are not caught.
+
+        Args:
+            messages: As for ``generate``; they are not changed.
+            tools: Functions, or ``Tool`` objects that have one.
+            max_turns: How often the model is called at most.
+            response_format: What the last answer has to be; see ``generate``.
+            options: See ``GenerateOptions``. Times are for each call of the model. ``tool_choice`` is for the first turn: when
+                a tool has run it is "auto" (but "none" stays), since "required" would never end.
+
+        Returns:
+            The last answer, with ``transcript`` (all that was said, this answer last: the ``messages`` of a next call) and
+            ``tool_results``. Its usage and metrics are of the last call alone, nothing is summed.
+
+        Raises:
+            LLMToolCallError: The model still called tools in the last of ``max_turns``, or was cut short in a call.
+            LLMError: As for ``generate``. From the second turn on ``.partial`` has the transcript, which can be taken up again.
+        """
+        from .tool_loop import ToolLoop
+
+        loop = ToolLoop(messages, tools, max_turns, options)
+        while loop.more():
+            try:
+                call = self._prepared(loop.transcript, response_format, loop.options, streams=False)
+                response = TextStream[Any](self, call).finish()
+            except LLMError as error:
+                loop.failed(error)
+                raise
+            loop.run(response)
+        return loop.response
+
+    @overload
+    async def arun_tools(
+        self,
+        messages: Any,
+        tools: Sequence[Callable[..., Any] | Tool],
+        max_turns: int = 10,
+        *,
+        response_format: type[T],
+        **options: Unpack[RunOptions],
+    ) -> LLMResponse[T]: ...
+    @overload
+    async def arun_tools(
+        self,
+        messages: Any,
+        tools: Sequence[Callable[..., Any] | Tool],
+        max_turns: int = 10,
+        *,
+        response_format: Mapping[str, Any] | None = None,
+        **options: Unpack[RunOptions],
+    ) -> LLMResponse[Any]: ...
+    async def arun_tools(
+        self,
+        messages: Any,
+        tools: Sequence[Callable[..., Any] | Tool],
+        max_turns: int = 10,
+        *,
+        response_format: Any = None,
+        **options: Unpack[RunOptions],
+    ) -> LLMResponse[Any]:
+        """Do what ``run_tools`` does, awaiting: the calls of one turn run together, functions that are not async in threads.
+
+        Cancelling it ends the request, or cancels the tools that run; a thread cannot be, and runs on unheeded.
+        """
+        from .tool_loop import ToolLoop
+
+        loop = ToolLoop(messages, tools, max_turns, options)
+        while loop.more():
+            try:
+                call = self._prepared(loop.transcript, response_format, loop.options, streams=False)
+                response = await AsyncTextStream[Any](self, call).finish()
+            except LLMError as error:
+                loop.failed(error)
+                raise
+            await loop.arun(response)
+        return loop.response
+
     def list_models(self) -> list[ModelInfo]:
         """Return the models that the server lists, each once, in its order; of a list in pages, the first.
 
@@ -199,6 +342,84 @@ class OpenAICompatibleLLM:
         """Do what ``list_models`` does, awaiting."""
         response: LLMResponse[list[ModelInfo]] = await AsyncTextStream(self, prepare_models(self._config)).finish()
         return response.parsed or []
+
+    def embed(
+        self,
+        texts: str | Iterable[str],
+        *,
+        model: str | None = None,
+        dimensions: int | None = None,
+        batch_size: int | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+    ) -> list[list[float]]:
+        """Return the embedding of each text, in their order; one text, not in a list, gives a list of one.
+
+        The requests go to ``embeddings`` beside ``chat/completions``, as many texts in each as the provider takes, one after
+        the other (``aembed``: eight at once). They keep to all that a chat call does: key, headers, timeouts, retries; the
+        deadline is for all of them together, and the first failure ends the rest. What the instance adds to the body of a
+        chat is not sent, and ``DEBUG_MOCK_RESPONSES`` never answers.
+
+        Args:
+            texts: Each any text, "" too where the model takes it.
+            model: The model's name; None: the instance's.
+            dimensions: How many numbers each embedding is to have, where the model can be asked for fewer.
+            batch_size: The most texts to send in one request; None: what the provider is known to take, else 512.
+            extra_body: More for the body (``input_type``, ``user``, ...); it wins.
+
+        Raises:
+            LLMError: As for ``generate``; ``LLMResponseError`` where what comes is not one embedding of finite numbers for
+                each text, ``LLMCapabilityError`` where the provider is known to have none.
+        """
+        self._check_open()
+        calls = prepare_embeddings(
+            self._config, texts, model=model, dimensions=dimensions, batch_size=batch_size, extra_body=extra_body
+        )
+        return [embedding for response in self._each(calls) for embedding in response.parsed or []]
+
+    async def aembed(
+        self,
+        texts: str | Iterable[str],
+        *,
+        model: str | None = None,
+        dimensions: int | None = None,
+        batch_size: int | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+    ) -> list[list[float]]:
+        """Do what ``embed`` does, awaiting; of several requests at most eight at once."""
+        self._check_open()
+        calls = prepare_embeddings(
+            self._config, texts, model=model, dimensions=dimensions, batch_size=batch_size, extra_body=extra_body
+        )
+        return [embedding for response in await self._aeach(calls) for embedding in response.parsed or []]
+
+    def _each(self, calls: list[Call]) -> list[LLMResponse[Any]]:
+        """Make calls with one deadline, one after the other."""
+        began = time.monotonic()
+        return [TextStream[Any](self, on_time(call, began)).finish() for call in calls]
+
+    async def _aeach(self, calls: list[Call]) -> list[LLMResponse[Any]]:
+        """Make calls with one deadline, some at once; what fails first ends the others, and is raised when they have ended."""
+        import asyncio
+
+        from .transport.aio import running_loop
+
+        loop = running_loop()
+        began = time.monotonic()
+        answers: dict[int, LLMResponse[Any]] = {}
+        left = iter(enumerate(calls))
+
+        async def work() -> None:
+            for i, call in left:
+                answers[i] = await AsyncTextStream[Any](self, on_time(call, began)).finish()
+
+        workers = [loop.create_task(work()) for _ in calls[:_AT_ONCE]]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+        return [answers[i] for i in range(len(calls))]
 
     # --- closing, copies, pools -----------------------------------------------------------------------------------
 
@@ -271,9 +492,12 @@ class OpenAICompatibleLLM:
 
     def _prepared(self, messages: Any, response_format: Any, options: Mapping[str, Any], *, streams: bool) -> Call:
         self._check_open()
+        schema = None
         if response_format is not None:
-            raise LLMCapabilityError("response_format: structured output is not in this version.")
-        return prepare(self._config, messages, options, streams=streams)
+            from .schema import schema_of
+
+            schema = schema_of(response_format)
+        return prepare(self._config, messages, options, streams=streams, schema=schema)
 
     def _check_open(self) -> None:
         if self._closed or self._shared.closed:
@@ -367,494 +591,3 @@ class _Shared:
     def __del__(self) -> None:
         # Nobody can close these pools any more: do it quietly, before their sockets complain one by one.
         self._close_sockets()
-
-
-class _StreamState:
-    """What a stream of either colour keeps while it runs, and all that it does without waiting."""
-
-    response: LLMResponse[Any] | None
-
-    def __init__(self, llm: OpenAICompatibleLLM, call: Call) -> None:
-        self.response = None
-        self._llm = llm
-        self._call = call
-        self._shared = llm._shared
-        self._clock: Clock  # of this call, from its beginning
-        self._decoder: Decoder  # of the attempt under way
-        self._answer: Any = None  # the transport's response of the attempt under way
-        self._texts: list[str] | None = None  # what the first read with content brought
-        self._state: Literal["new", "open", "over"] = "new"
-        self._taken = False
-        self._reading = False
-        self._attempts = 0
-        self._started = self._sent = 0.0
-        self._first_content: float | None = None
-        self._key = Secret(None)  # of the attempt under way, to take it out of what the server says
-
-    def _claim_iteration(self) -> None:
-        if self._taken:
-            raise RuntimeError("A stream can be read once.")
-        self._taken = True
-
-    def _begin(self) -> None:
-        """Start the call; what came before the first read does not count."""
-        self._llm._check_open()
-        self._started = time.perf_counter()
-        self._clock = Clock(self._call.timeouts, streams=self._call.streams)
-        self._reading = True
-        self._state = "open"  # last: from here on another thread may close it
-        self._shared.begin(self._clock, self._llm)
-        self._shared.budget.first_try()
-
-    def _begin_attempt(self) -> MockResponse | None:
-        self._attempts += 1
-        self._first_content = None
-        self._answer = None
-        self._decoder = self._new_decoder()
-        self._sent = time.perf_counter()
-        return self._shared.mock.next(self._call)
-
-    def _new_decoder(self) -> Decoder:
-        call, config = self._call, self._call.config
-        decoder = Decoder if call.method == "POST" else ModelsDecoder
-        return decoder(
-            streams=call.streamed,
-            choices=call.choices,
-            provider=config.provider_name,
-            echo=config.provider.echo if config.provider else (),
-            prompt=call.prompt,
-            max_response_bytes=config.max_response_bytes,
-            max_event_bytes=config.max_event_bytes,
-            statuses=config.retry.statuses,
-        )
-
-    def _signed(self, key: str | None) -> Request:
-        self._key = Secret(key)
-        call = self._call
-        headers = headers_of(call, key)
-        return Request(call.method, call.config.origin, target_of(call.url), headers, call.body, whole=not call.streamed)
-
-    def _may_retry(self, error: LLMError) -> bool:
-        return self._call.max_retries > 0 and self._retries().worth_it(error)
-
-    def _retries(self) -> Retries:
-        return Retries(self._call.config.retry, self._shared.budget, self._call.max_retries, self._clock.left_of_call)
-
-    def _opened(self, error: LLMError | None) -> None:
-        self._reading = False
-        if error is not None:
-            self._ended(error)
-        elif self._state == "over" and self._answer is not None and self.response is None:
-            self._answer.close()  # closed by somebody else just as the answer began
-
-    def _first_texts(self) -> list[str] | None:
-        texts, self._texts = self._texts, None
-        return texts if self._state == "open" or self.response is not None else None
-
-    def _claim_read(self) -> bool:
-        """Begin to read on; False where there is nothing more."""
-        if self._reading and self._state == "open":
-            raise RuntimeError("Somebody else is reading this stream: one reader at a time.")
-        self._reading = True  # first, as ``_stop`` sets the state first: so one of the two sees the other and closes
-        if self._state == "over":
-            self._reading = False
-            self._close_answer()
-            return False
-        # The time that the caller took is not the server's: the wait starts anew.
-        if self._decoder.finished:
-            self._clock.tail()
-        elif self._first_content is not None:
-            self._clock.content()
-        return True
-
-    def _decode(self, data: bytes) -> list[str]:
-        """Decode one read, and tell the clock what it means for the next."""
-        decoder = self._decoder
-        was_finished = decoder.finished
-        texts = decoder.feed(data) if data else decoder.end()
-        if decoder.progress and self._first_content is None:
-            self._first_content = time.perf_counter()
-        if decoder.finished and not was_finished:
-            self._clock.tail()
-        return texts
-
-    def _lost(self, error: LLMError) -> bytes:
-        """Take the loss of the connection for the end of the stream where its end had been said already."""
-        if self._decoder.finished and self._clock.reason is None:
-            return b""
-        raise error
-
-    def _finish(self) -> None:
-        """Make the response, or raise what the stream ended with."""
-        self.response = self._complete(self._decoder.result())
-        self._answer.finish()
-        self._state = "over"
-        self._shared.end(self._clock)
-
-    def _whole(self) -> LLMResponse[Any]:
-        if self.response is None:
-            raise LLMClosedError("The stream was closed before its end.")
-        return self.response
-
-    def _ended(self, error: LLMError) -> None:
-        """Raise what ended the stream, unless its own ``close`` did."""
-        self._reading = False
-        self._stop()
-        if self._clock.reason != "stopped" or not isinstance(error, LLMClosedError):
-            raise error
-
-    def _close_answer(self) -> None:
-        if self._answer is not None:
-            self._answer.close()
-
-    def _stop(self) -> None:
-        """End the request at the server, from wherever this is called; idempotent."""
-        began, self._state = self._state == "open", "over"
-        if not began:
-            return
-        self._shared.end(self._clock)
-        if self._reading:  # the reader notices, and closes
-            self._clock.interrupt("stopped")
-        else:
-            self._close_answer()
-
-    def _failed(self, error: LLMError) -> LLMError:
-        """Complete an error of this call; ``partial`` is what had come of the answer."""
-        error.attempts = self._attempts
-        name = error.provider = error.provider or self._call.config.provider_name
-        if isinstance(error, LLMStatusError) and self._answer is not None and not error.headers:
-            error.headers = dict(self._answer.headers)
-            error.request_id = error.request_id or request_id_of(error.headers, name)
-        if error.partial is None and self._first_content is not None:
-            error.partial = self._decoder.response()
-        if error.partial is not None:
-            self._complete(error.partial)
-        return redacted(error, self._key.reveal())
-
-    def _status_error(self, body: bytes) -> LLMError:
-        body = inflated(body, self._answer.headers)
-        if self._key.reveal() is not None:  # before it is cut to size, which could leave half a key
-            body = body.replace(self._key.reveal().encode(), b"***")
-        answer, config = self._answer, self._call.config
-        name, statuses, url = config.provider_name, config.retry.statuses, endpoint_of(self._call.url)
-        return error_from(answer.status, answer.headers, body, provider=name, statuses=statuses, url=url)
-
-    def _complete(self, response: LLMResponse[Any]) -> LLMResponse[Any]:
-        """Add what only the driver knows: times, headers, attempts."""
-        now, answer, call, first = time.perf_counter(), self._answer, self._call, self._first_content
-        response.latency_ms = (now - self._started) * 1e3
-        response.request_id = request_id_of(answer.headers, call.config.provider_name)
-        response.rate_limits = rate_limits_of(answer.headers, call.config.provider_name)
-        timed = call.streams and first is not None
-        response.metrics = CallMetrics(
-            endpoint=endpoint_of(call.url),
-            status_code=answer.status,
-            http_version=answer.http_version,
-            attempts=self._attempts,
-            request_bytes=len(call.body),
-            response_bytes=self._decoder.response_bytes,
-            time_to_first_token_ms=(first - self._sent) * 1e3 if timed and first else None,
-            streamed_internally=call.streamed and not call.streams,
-            tokens_per_second=response.usage.completion_tokens / (now - first) if timed and first and now > first else None,
-        )
-        return response
-
-    def __del__(self) -> None:
-        self._stop()
-
-
-def primed(cursor: Generator[str]) -> Generator[str]:
-    """Run a cursor to its first bare yield, so that its ``finally`` runs however soon it is dropped."""
-    next(cursor)
-    return cursor
-
-
-def aprimed(cursor: AsyncGenerator[str]) -> AsyncGenerator[str]:
-    """Do what ``primed`` does, unknown to the loop: its hook would run the ``finally`` in a task, some iterations late."""
-    hooks = sys.get_asyncgen_hooks()
-    sys.set_asyncgen_hooks(None, None)
-    try:
-        cursor.asend(None).send(None)
-    except StopIteration:
-        pass
-    finally:
-        sys.set_asyncgen_hooks(*hooks)
-    return cursor
-
-
-class TextStream(_StreamState, Generic[T]):
-    """Text as it comes: ``for text in stream`` or ``with stream``. Leaving early ends the request at the server.
-
-    ``response`` is the whole answer once the stream has ended, and None until then.
-    """
-
-    response: LLMResponse[T] | None
-
-    def __iter__(self) -> Iterator[str]:
-        self._claim_iteration()
-        return primed(self._cursor())
-
-    def __enter__(self) -> Self:
-        self._open()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def finish(self) -> LLMResponse[T]:
-        """Read to the end and return the whole answer."""
-        self._open()
-        self._texts = None  # an iteration that begins after this has nothing left to give
-        while self._more() is not None:
-            pass
-        return self._whole()
-
-    def close(self) -> None:
-        """End the request at the server; from anywhere, also while somebody else is waiting for text."""
-        self._stop()
-
-    def _cursor(self) -> Generator[str]:
-        try:
-            yield ""
-            self._open()
-            texts = self._first_texts()
-            while texts is not None:
-                for text in texts:  # noqa: UP028  # the async twin has no "yield from"
-                    yield text
-                texts = self._more()
-        finally:
-            self._stop()
-
-    def _open(self) -> None:
-        """Send the request and wait for the first content; failures until then are retried."""
-        if self._state != "new":
-            return
-        self._begin()
-        try:
-            error = self._try()
-            if error is not None and self._may_retry(error):
-                error = self._retry(error)
-        except BaseException:
-            self._reading = False
-            self._stop()
-            raise
-        self._opened(error)
-
-    def _retry(self, first: LLMError) -> LLMError | None:
-        try:
-            self._retries().run(self._attempt, self._sleep, first)
-        except LLMError as error:
-            return self._failed(error)  # one that ended the wait between two tries is not complete yet
-        return None
-
-    def _attempt(self) -> None:
-        error = self._try()
-        if error is not None:
-            raise error
-
-    def _try(self) -> LLMError | None:
-        """Send the request once and read its first content; return what went wrong."""
-        try:
-            self._answer = self._begin_attempt() or self._send()
-            if not 200 <= self._answer.status < 300 or self._answer.status == 204:
-                raise self._status_error(self._error_body())
-            self._decoder.begin(self._answer.headers)
-            self._texts = self._read_on()
-        except LLMError as error:
-            return self._hung_up(error)
-        return None
-
-    def _hung_up(self, error: LLMError) -> LLMError:
-        """Leave the answer that failed, and complete the error."""
-        if self._answer is not None:
-            self._answer.close()
-        return self._failed(error)
-
-    def _send(self) -> Any:
-        return self._shared.pool().open(self._request, self._clock)
-
-    def _request(self) -> Request:
-        return self._signed(ask_key(self._call.config))
-
-    def _sleep(self, seconds: float) -> None:
-        self._shared.pool().sleep(self._clock, seconds)
-
-    def _error_body(self) -> bytes:
-        body = b""
-        try:
-            while len(body) < MAX_ERROR_BODY and (data := self._answer.read()):
-                body += data
-        except LLMError:
-            pass  # what the status says is worth more than how its body ended
-        return body
-
-    def _more(self) -> list[str] | None:
-        """Read until there is something new; None at the end."""
-        if not self._claim_read():
-            return None
-        try:
-            texts = self._read_on()
-        except LLMError as error:
-            self._ended(self._hung_up(error))
-            return None
-        except BaseException:
-            self._reading = False
-            self._stop()
-            raise
-        finally:
-            self._reading = False
-            if self._state == "over":  # closed by somebody else between two waits, perhaps
-                self._close_answer()
-        return texts
-
-    def _read_on(self) -> list[str] | None:
-        decoder, answer = self._decoder, self._answer
-        while not decoder.over:
-            try:
-                data = answer.read()
-            except LLMError as error:
-                data = self._lost(error)
-            texts = self._decode(data)
-            if texts or decoder.progress:
-                return texts
-        self._finish()
-        return None
-
-
-class AsyncTextStream(_StreamState, Generic[T]):
-    """Text as it comes: ``async for text in stream`` or ``async with stream``. Leaving early ends the request at the server.
-
-    ``response`` is the whole answer once the stream has ended, and None until then.
-    """
-
-    response: LLMResponse[T] | None
-
-    def __aiter__(self) -> AsyncIterator[str]:
-        self._claim_iteration()
-        return aprimed(self._cursor())
-
-    async def __aenter__(self) -> Self:
-        await self._open()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    async def finish(self) -> LLMResponse[T]:
-        """Read to the end and return the whole answer."""
-        await self._open()
-        self._texts = None  # an iteration that begins after this has nothing left to give
-        while await self._more() is not None:
-            pass
-        return self._whole()
-
-    async def aclose(self) -> None:
-        """End the request at the server; from anywhere, also while somebody else is waiting for text."""
-        self._stop()
-
-    async def _cursor(self) -> AsyncGenerator[str]:
-        try:
-            yield ""
-            await self._open()
-            texts = self._first_texts()
-            while texts is not None:
-                for text in texts:
-                    yield text
-                texts = await self._more()
-        finally:
-            self._stop()
-
-    async def _open(self) -> None:
-        """Send the request and wait for the first content; failures until then are retried."""
-        if self._state != "new":
-            return
-        self._begin()
-        try:
-            error = await self._try()
-            if error is not None and self._may_retry(error):
-                error = await self._retry(error)
-        except BaseException:
-            self._reading = False
-            self._stop()
-            raise
-        self._opened(error)
-
-    async def _retry(self, first: LLMError) -> LLMError | None:
-        try:
-            await self._retries().arun(self._attempt, self._sleep, first)
-        except LLMError as error:
-            return self._failed(error)  # one that ended the wait between two tries is not complete yet
-        return None
-
-    async def _attempt(self) -> None:
-        error = await self._try()
-        if error is not None:
-            raise error
-
-    async def _try(self) -> LLMError | None:
-        """Send the request once and read its first content; return what went wrong."""
-        try:
-            self._answer = self._begin_attempt() or await self._send()
-            if not 200 <= self._answer.status < 300 or self._answer.status == 204:
-                raise self._status_error(await self._error_body())
-            self._decoder.begin(self._answer.headers)
-            self._texts = await self._read_on()
-        except LLMError as error:
-            return await self._hung_up(error)
-        return None
-
-    async def _hung_up(self, error: LLMError) -> LLMError:
-        """Leave the answer that failed, and complete the error."""
-        if self._answer is not None:
-            await self._answer.aclose()
-        return self._failed(error)
-
-    async def _send(self) -> Any:
-        return await self._shared.apool().aopen(self._request, self._clock)
-
-    async def _request(self) -> Request:
-        return self._signed(await ask_key_async(self._call.config))
-
-    async def _sleep(self, seconds: float) -> None:
-        await self._shared.apool().asleep(self._clock, seconds)
-
-    async def _error_body(self) -> bytes:
-        body = b""
-        try:
-            while len(body) < MAX_ERROR_BODY and (data := await self._answer.aread()):
-                body += data
-        except LLMError:
-            pass  # what the status says is worth more than how its body ended
-        return body
-
-    async def _more(self) -> list[str] | None:
-        """Read until there is something new; None at the end."""
-        if not self._claim_read():
-            return None
-        try:
-            texts = await self._read_on()
-        except LLMError as error:
-            self._ended(await self._hung_up(error))
-            return None
-        except BaseException:
-            self._reading = False
-            self._stop()
-            raise
-        finally:
-            self._reading = False
-            if self._state == "over":  # closed by somebody else between two waits, perhaps
-                self._close_answer()
-        return texts
-
-    async def _read_on(self) -> list[str] | None:
-        decoder, answer = self._decoder, self._answer
-        while not decoder.over:
-            try:
-                data = await answer.aread()
-            except LLMError as error:
-                data = self._lost(error)
-            texts = self._decode(data)
-            if texts or decoder.progress:
-                return texts
-        self._finish()
-        return None

@@ -70,6 +70,7 @@ class Config:
     provider: Provider | None
     url: str
     models_url: str | None  # None: the provider has no list of models
+    embeddings_url: str
     origin: tuple[str, str, int]
     sampling: dict[str, Any]  # by the names of this package
     options: dict[str, Any]  # what a call sends that gives none of its own, as the provider takes it
@@ -119,6 +120,7 @@ def configure(arguments: dict[str, Any]) -> Config:
         provider=provider,
         url=_with_query(chat_url(base, provider, endpoint), query),
         models_url=None if models is None else _with_query(models, query),
+        embeddings_url=_with_query(_beside_chat(base, provider, endpoint, "/embeddings"), query),
         origin=(base.scheme, host, base.port or (443 if base.scheme == "https" else 80)),
         sampling=sampling,
         options=in_dialect(provider, {**sampling, "chat_template_kwargs": template} if template else sampling),
@@ -177,13 +179,17 @@ def chat_url(base: SplitResult, provider: Provider | None, endpoint: str | None)
 
 
 def models_url(base: SplitResult, provider: Provider | None, endpoint: str | None) -> str | None:
-    """Return the URL of the list of models: beside the chat completions, or where the registry says; None where there is none.
+    """Return the URL of the list of models: beside the chat completions, or where the registry says; None: there is none."""
+    path = provider.models_path if provider else "/models"
+    return None if path is None else _beside_chat(base, provider, endpoint, path)
 
-    A ``chat_endpoint`` that is no ``.../chat/completions`` says nothing about the models: then the usual one counts.
+
+def _beside_chat(base: SplitResult, provider: Provider | None, endpoint: str | None, path: str) -> str:
+    """Return the URL of a path from the root of the chat completions.
+
+    A ``chat_endpoint`` that is no ``.../chat/completions`` says nothing about the others: then the usual one counts.
     """
-    tail, path = "/chat/completions", provider.models_path if provider else "/models"
-    if path is None:
-        return None
+    tail = "/chat/completions"
     if endpoint is not None and not endpoint.endswith(tail):
         base, endpoint = base._replace(path=base.path.rstrip("/").removesuffix(endpoint)), None
     root = chat_url(base, provider, endpoint).removesuffix(tail)

@@ -29,7 +29,7 @@ class MockAnswers:
     def next(self, call: Call) -> MockResponse | None:
         """Return the answer to this call, or None where the variable is not set or the call is no chat."""
         text = os.environ.get(VARIABLE)
-        if not text or call.method == "GET":
+        if not text or call.kind != "chat":
             return None
         answers = _parse(text)
         with self._lock:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from .errors import LLMCapabilityError
 
@@ -20,6 +20,24 @@ EFFORT = "{effort}"  # in ``thinking``: the word that the user gave
 ANY = "*"
 
 _Thinking = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embeddings:
+    """What one request for embeddings may hold: this many ``texts``, and this many bytes of them.
+
+    ``base64``: whether ``encoding_format: "base64"`` is understood; some refuse the word, so others are not asked. The answer
+    then takes 5.3 bytes a number; written out it takes some 20, so that 512 texts of 4,096 numbers are 42 MB of JSON.
+    """
+
+    texts: int = 512
+    size: int = 2**19  # OpenAI counts 300,000 tokens a request, and a token is two bytes or more of most languages
+    base64: bool = False
+
+
+# 2,048 texts: MicrosoftDocs/azure-docs pull 124129. openai-python asks for base64 wherever nothing else is said; vLLM
+# (entrypoints/pooling) and llama.cpp (ggml-org/llama.cpp issue 10887) understand it, and have no limit of texts.
+_OPENAI_EMBEDDINGS = Embeddings(texts=2048, base64=True)
 _THINKING_OFF: _Thinking = {"none": {"thinking": {"type": "disabled"}}}
 _THINKING_TYPE: _Thinking = {**_THINKING_OFF, ANY: {"thinking": {"type": "enabled"}, "reasoning_effort": EFFORT}}
 _ENABLE_THINKING: _Thinking = {"none": {"enable_thinking": False}, ANY: {"enable_thinking": True}}
@@ -37,7 +55,10 @@ class Provider:
     What it is sent: ``renames`` gives an option the name that it takes; ``thinking`` says for a ``reasoning_effort`` what is
     sent in its place (``ANY``: for every other one); ``stream_options``: whether it takes ``stream_options.include_usage``;
     ``developer``: whether it knows that role, else it is sent as ``system``; ``text_only``: content must be text, no parts;
-    ``ignores``: options that it drops without a word, so that they are refused here.
+    ``ignores``: options that it drops without a word, so that they are refused here; ``structured`` says how it is told of a
+    ``response_format``: as a JSON schema, as ``json_object`` with the schema in the prompt, or by the prompt alone; ``strict``:
+    it takes schemas in OpenAI's strict subset; ``schema_field`` takes ``{"json": schema}`` besides; ``strict_tools``: strict
+    tools bind it where ``tool_choice`` is "auto" too; ``embeddings``: how it is asked for those, None where it has none.
 
     What it does: ``streams_inside``: it notices only while it streams that nobody listens any more, or answers properly only
     then, so whole answers are asked for as streams too; ``closes_after_stream``: it promises to keep an HTTP/1.1 connection and
@@ -59,6 +80,11 @@ class Provider:
     developer: bool = True
     text_only: bool = False
     ignores: frozenset[str] = frozenset()
+    structured: Literal["json_schema", "json_object", "prompt"] = "json_schema"
+    strict: bool = False
+    schema_field: str | None = None
+    strict_tools: bool = False
+    embeddings: Embeddings | None = field(default_factory=Embeddings)
     streams_inside: bool = False
     closes_after_stream: bool = False
     reasoning_outside: bool = False
@@ -71,7 +97,10 @@ PROVIDERS: tuple[Provider, ...] = (
         source="openai/openai-python",
         base_url="https://api.openai.com/v1",
         key_env=("OPENAI_API_KEY",),
+        embeddings=_OPENAI_EMBEDDINGS,
         renames=_NEW_LIMIT,
+        strict=True,
+        strict_tools=True,
     ),
     # The header is api-key, and Bearer is for Entra tokens: openai-python lib/azure.py.
     Provider(
@@ -81,7 +110,10 @@ PROVIDERS: tuple[Provider, ...] = (
         key_env=("AZURE_OPENAI_API_KEY",),
         hosts=("{resource}.services.ai.azure.com", "{resource}.cognitiveservices.azure.com"),
         key_header="api-key",
+        embeddings=_OPENAI_EMBEDDINGS,
         renames=_NEW_LIMIT,
+        strict=True,
+        strict_tools=True,
         request_ids=("apim-request-id", "x-ms-client-request-id"),
     ),
     Provider(
@@ -91,7 +123,8 @@ PROVIDERS: tuple[Provider, ...] = (
         key_env=("GROQ_API_KEY",),
         renames=_NEW_LIMIT,
     ),
-    # V3.2 and later want reasoning_content back beside tool calls: api-docs.deepseek.com, "Thinking with tools".
+    # V3.2 and later want reasoning_content back beside tool calls: api-docs.deepseek.com, "Thinking with tools". It knows
+    # json_object alone, and wants the word JSON in the prompt: api-docs.deepseek.com/guides/json_mode.
     Provider(
         name="deepseek",
         source="api-docs.deepseek.com",
@@ -101,11 +134,14 @@ PROVIDERS: tuple[Provider, ...] = (
         renames=_OLD_LIMIT,
         thinking=_THINKING_TYPE,
         developer=False,
+        structured="json_object",
         request_ids=("x-ds-trace-id",),
     ),
-    # stream_options was answered 422 extra_forbidden, and usage comes without it: mistralai/client-python.
+    # stream_options was answered 422 extra_forbidden, and usage comes without it: mistralai/client-python. "Too many tokens in
+    # batch. Max is 16384": aurelio-labs/semantic-router issue 297; 512 texts: raphaelmansuy/edgequake-llm pull 74.
     Provider(
         name="mistral",
+        embeddings=Embeddings(texts=512, size=2**15),
         source="mistralai/client-python",
         base_url="https://api.mistral.ai/v1",
         key_env=("MISTRAL_API_KEY",),
@@ -143,11 +179,14 @@ PROVIDERS: tuple[Provider, ...] = (
         key_env=("CEREBRAS_API_KEY",),
         renames=_NEW_LIMIT,
         developer=False,
+        strict=True,
         request_ids=("x-request-id", "inference-id"),
     ),
-    # Usage is on every chunk, and sonar-deep-research counts reasoning beside it: docs.perplexity.ai.
+    # Usage is on every chunk, and sonar-deep-research counts reasoning beside it. Its embeddings are no floats but 8-bit
+    # integers or bits in base64: docs.perplexity.ai.
     Provider(
         name="perplexity",
+        embeddings=None,
         models_path=None,
         source="docs.perplexity.ai",
         base_url="https://api.perplexity.ai",
@@ -155,8 +194,10 @@ PROVIDERS: tuple[Provider, ...] = (
         stream_options=False,
         reasoning_outside=True,
     ),
+    # "At most 100 requests can be in one batch": geldata/gel issue 9032.
     Provider(
         name="gemini",
+        embeddings=Embeddings(texts=100),
         source="ai.google.dev/gemini-api/docs/openai",
         base_url="https://generativelanguage.googleapis.com/v1beta/openai",
         key_env=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
@@ -168,15 +209,20 @@ PROVIDERS: tuple[Provider, ...] = (
         key_env=(),
         hosts=("aiplatform.googleapis.com",),
     ),
+    # It has no model for embeddings: nutrient.io and other clients of it. response_format is ignored: its page of what is.
     Provider(
         name="anthropic",
+        embeddings=None,
         source="docs.anthropic.com/en/api/openai-sdk",
         base_url="https://api.anthropic.com/v1",
         key_env=("ANTHROPIC_API_KEY",),
+        structured="prompt",
         request_ids=("request-id",),
     ),
+    # "Supports up to 96 texts": cohere-ai/cohere-python pull 141.
     Provider(
         name="cohere",
+        embeddings=Embeddings(texts=96),
         source="docs.cohere.com/docs/compatibility-api",
         base_url="https://api.cohere.ai/compatibility/v1",
         key_env=("CO_API_KEY", "COHERE_API_KEY"),
@@ -206,8 +252,10 @@ PROVIDERS: tuple[Provider, ...] = (
         renames=_OLD_LIMIT,
         thinking=_THINKING_TYPE,
     ),
+    # "Batch size is invalid, it should not be larger than 10" (older models: 25): memodb-io/memobase issue 142.
     Provider(
         name="dashscope",
+        embeddings=Embeddings(texts=10),
         source="help.aliyun.com/en/model-studio",
         base_url="https://dashscope.aliyuncs.com/compatible-mode/v1",
         key_env=("DASHSCOPE_API_KEY",),
@@ -246,7 +294,8 @@ PROVIDERS: tuple[Provider, ...] = (
         key_env=("NOVELAI_API_KEY",),
         thinking=_ENABLE_THINKING,
         text_only=True,
-        ignores=frozenset({"tools", "response_format"}),
+        ignores=frozenset({"tools"}),
+        structured="prompt",
         streams_inside=True,
     ),
     Provider(
@@ -266,8 +315,10 @@ PROVIDERS: tuple[Provider, ...] = (
         streams_inside=True,
         request_ids=("x-litellm-call-id",),
     ),
+    # More than 100 texts were refused: cloudflare/cloudflare-docs issue 11316.
     Provider(
         name="cloudflare",
+        embeddings=Embeddings(texts=100),
         source="developers.cloudflare.com/workers-ai",
         base_url="https://api.cloudflare.com/client/v4/accounts/{account_id}/ai/v1",
         key_env=("CLOUDFLARE_API_TOKEN",),
@@ -292,6 +343,7 @@ PROVIDERS: tuple[Provider, ...] = (
         key_env=("GITHUB_TOKEN",),
         hosts=("models.inference.ai.azure.com",),
         models_path="/../catalog/models",
+        strict=True,
     ),
     Provider(
         name="snowflake",
@@ -346,7 +398,9 @@ PROVIDERS: tuple[Provider, ...] = (
         source="docs.vllm.ai",
         base_url="http://localhost:8000/v1",
         key_env=("VLLM_API_KEY",),
+        embeddings=_OPENAI_EMBEDDINGS,
         thinking=_TEMPLATE_THINKING,
+        schema_field="structured_outputs",
     ),
     Provider(
         name="sglang",
@@ -362,6 +416,7 @@ PROVIDERS: tuple[Provider, ...] = (
         source="ggml-org/llama.cpp tools/server",
         base_url="http://127.0.0.1:8080/v1",
         key_env=("LLAMA_API_KEY",),
+        embeddings=_OPENAI_EMBEDDINGS,
         streams_inside=True,
         closes_after_stream=True,
         thinking=_TEMPLATE_THINKING,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
@@ -22,9 +24,13 @@ from .config import (
     hide_key,
 )
 from .errors import LLMAuthenticationError, LLMCapabilityError, LLMConfigurationError, LLMInvalidRequestError
-from .providers import Provider, in_dialect
+from .providers import Embeddings, Provider, in_dialect
 from .timing import Timeouts
 from .types import GenerateOptions, Message, ToolCall
+
+if TYPE_CHECKING:
+    from .schema import Schema
+    from .toolbox import Toolbox
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 OPTIONS = frozenset(GenerateOptions.__annotations__)
@@ -49,6 +55,7 @@ _SENT = (
     "mock_response",
 )
 _NOT_SENT = OPTIONS - set(_SENT)
+_NAMED = {*_SENT, "response_format"}  # fields that the user gave by this name
 _TIMES = ("timeout", "first_token_timeout", "deadline")
 # In this order: to ask for a concrete class costs a third of what an abstract one does, and a fifth of a union.
 _MAPPING = (dict, Mapping)
@@ -69,14 +76,21 @@ class Call:
     extra_headers: dict[str, str]
     choices: int
     messages: list[Any]  # as they were sent, to estimate tokens and to answer in mock mode
-    method: Literal["POST", "GET"] = "POST"  # GET: the list of models
+    kind: Literal["chat", "models", "embeddings"] = "chat"
+    format: Schema | None = None  # what the answer has to fit
+    tools: Toolbox | None = None  # what its tool calls have to fit
+
+    @property
+    def method(self) -> Literal["POST", "GET"]:
+        """The request's method."""
+        return "GET" if self.kind == "models" else "POST"
 
     def prompt(self) -> str:
         """Return the text of all messages, to estimate tokens from."""
         return "".join(_text_of(message.get("content")) for message in self.messages)
 
 
-def prepare(config: Config, messages: Any, options: Mapping[str, Any], *, streams: bool) -> Call:
+def prepare(config: Config, messages: Any, options: Mapping[str, Any], *, streams: bool, schema: Schema | None = None) -> Call:
     """Check a call's arguments and make its body; raises before anything is sent."""
     if not options.keys() <= OPTIONS:
         unknown = min(options.keys() - OPTIONS)
@@ -85,7 +99,14 @@ def prepare(config: Config, messages: Any, options: Mapping[str, Any], *, stream
     if config.provider is not None and (config.provider.text_only or not config.provider.developer):
         listed = [_accepted(config.provider, i, message) for i, message in enumerate(listed)]
     streamed = streams or (config.provider is not None and config.provider.streams_inside)
+    if schema is not None:
+        listed = _prompted(config.provider, listed, schema)
+    tools = None
+    if "tools" in options or "tool_choice" in options:
+        tools, options = _with_tools(config.provider, options)
     body = _body(config, listed, options, streamed)
+    if schema is not None:
+        body = {**_format(config.provider, schema), **body}  # what ``extra_body`` says of it wins
     choices = body.get("n", 1)
     retries = options.get("max_retries", config.max_retries)
     return Call(
@@ -99,6 +120,8 @@ def prepare(config: Config, messages: Any, options: Mapping[str, Any], *, stream
         extra_headers=check_headers("extra_headers", options["extra_headers"]) if "extra_headers" in options else {},
         choices=choices if isinstance(choices, int) else 1,
         messages=listed,
+        format=schema,
+        tools=tools,
     )
 
 
@@ -117,8 +140,91 @@ def prepare_models(config: Config) -> Call:
         extra_headers={},
         choices=0,
         messages=[],
-        method="GET",
+        kind="models",
     )
+
+
+def prepare_embeddings(
+    config: Config,
+    texts: str | Iterable[str],
+    *,
+    model: str | None = None,
+    dimensions: int | None = None,
+    batch_size: int | None = None,
+    extra_body: Mapping[str, Any] | None = None,
+) -> list[Call]:
+    """Make the calls that ask for the embeddings of the texts, in their order; ``choices`` of each is how many it asks for."""
+    known = config.provider.embeddings if config.provider else Embeddings()
+    if known is None:
+        raise LLMCapabilityError(f"{config.provider_name} has no embeddings.", provider=config.provider_name)
+    body: dict[str, Any] = {"model": _checked_model(config.model if model is None else model)}
+    if dimensions is not None:
+        body["dimensions"] = check_count("dimensions", dimensions, 1, 2**31, LLMInvalidRequestError)
+    if known.base64:
+        body["encoding_format"] = "base64"
+    body |= check_mapping("extra_body", extra_body) or {}
+    most = known.texts if batch_size is None else check_count("batch_size", batch_size, 1, 2**31, LLMInvalidRequestError)
+    return [_embeddings_call(config, body, batch) for batch in _batches(_checked_texts(texts), most, known.size)]
+
+
+def _embeddings_call(config: Config, body: dict[str, Any], texts: list[str]) -> Call:
+    return Call(
+        url=config.embeddings_url,
+        body=_dump({"input": texts, **body}, []),
+        config=config,
+        streams=False,
+        streamed=False,
+        timeouts=config.timeouts,
+        max_retries=config.max_retries,
+        extra_headers={},
+        choices=len(texts),
+        messages=[],
+        kind="embeddings",
+    )
+
+
+def _checked_texts(texts: Any) -> list[tuple[str, int]]:
+    """Return each text with its size in bytes."""
+    if isinstance(texts, str):
+        texts = [texts]
+    if isinstance(texts, Mapping | bytes) or not isinstance(texts, Iterable):
+        raise LLMInvalidRequestError(f"texts must be text or a list of texts, not {type(texts).__name__}.")
+    checked = [(text, _size(i, text)) for i, text in enumerate(texts)]
+    if not checked:
+        raise LLMInvalidRequestError("texts is empty: at least one text is needed.")
+    return checked
+
+
+def _size(i: int, text: Any) -> int:
+    if not isinstance(text, str):
+        raise LLMInvalidRequestError(f"texts[{i}] must be text, not {type(text).__name__}.")
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        reason = error.reason
+    raise LLMInvalidRequestError(f"texts[{i}] cannot be sent as JSON: {reason}.")
+
+
+def _batches(texts: list[tuple[str, int]], most: int, largest: int) -> Iterator[list[str]]:
+    """Group texts in their order, at most so many and so many bytes together; one that is larger goes alone."""
+    batch: list[str] = []
+    total = 0
+    for text, size in texts:
+        if batch and (len(batch) == most or total + size > largest):
+            yield batch
+            batch, total = [], 0
+        batch.append(text)
+        total += size
+    yield batch
+
+
+def on_time(call: Call, began: float) -> Call:
+    """Return one call of several that have one deadline; ``began`` (of ``time.monotonic``) is when the first of them did."""
+    deadline = call.timeouts.deadline
+    if deadline is None:
+        return call
+    left = max(0.001, began + deadline - time.monotonic())
+    return replace(call, timeouts=replace(call.timeouts, deadline=left))
 
 
 def headers_of(call: Call, key: str | None) -> Headers:
@@ -274,10 +380,38 @@ def _wire_call(call: ToolCall, arguments: str) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}, **call.extra}
 
 
+def _format(row: Provider | None, schema: Schema) -> dict[str, Any]:
+    """Return the fields that tell the server of a ``response_format``, as the provider takes it."""
+    if row is not None and row.structured != "json_schema":
+        return {"response_format": {"type": "json_object"}} if row.structured == "json_object" else {}
+    if schema.wire is not None:
+        return {"response_format": schema.wire}
+    inner: dict[str, Any] = {"name": schema.name, "schema": schema.json}
+    if row is not None and row.strict:
+        inner |= {"schema": schema.strict(row.name), "strict": True}
+    told: dict[str, Any] = {"response_format": {"type": "json_schema", "json_schema": inner}}
+    if row is not None and row.schema_field is not None:
+        told[row.schema_field] = {"json": schema.json}
+    return told
+
+
+def _prompted(row: Provider | None, messages: list[dict[str, Any]], schema: Schema) -> list[dict[str, Any]]:
+    """Return the messages with the schema in the first system message, for a provider that does not take it as a field."""
+    if row is None or row.structured == "json_schema":
+        return messages
+    asked = "Answer with JSON and nothing else."
+    if schema.json:
+        asked += f" It must fit this JSON schema:\n{json.dumps(schema.json, ensure_ascii=False)}"
+    at = next((i for i, message in enumerate(messages) if message["role"] in ("system", "developer")), None)
+    if at is None:
+        return [{"role": "system", "content": asked}, *messages]
+    content = messages[at]["content"]
+    joined = f"{content}\n\n{asked}" if isinstance(content, str) else [*(content or ()), {"type": "text", "text": asked}]
+    return [*messages[:at], {**messages[at], "content": joined}, *messages[at + 1 :]]
+
+
 def _body(config: Config, messages: list[dict[str, Any]], options: Mapping[str, Any], streams: bool) -> dict[str, Any]:
-    model = options.get("model", config.model)
-    if not isinstance(model, str) or not model.strip():
-        raise LLMInvalidRequestError(f"model must be text that is not empty, not {model!r}.")
+    model = _checked_model(options.get("model", config.model))
     body: dict[str, Any] = {"model": model, "messages": messages, **_sampling(config, options)}
     stream_options = check_mapping("stream_options", options["stream_options"]) if "stream_options" in options else None
     if streams:
@@ -289,6 +423,12 @@ def _body(config: Config, messages: list[dict[str, Any]], options: Mapping[str, 
     return body
 
 
+def _checked_model(model: Any) -> str:
+    if not isinstance(model, str) or not model.strip():
+        raise LLMInvalidRequestError(f"model must be text that is not empty, not {model!r}.")
+    return model
+
+
 def _sampling(config: Config, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that go into the body, as the provider takes them; the instance's are checked already."""
     if options.keys() <= _NOT_SENT:
@@ -298,8 +438,6 @@ def _sampling(config: Config, options: Mapping[str, Any]) -> dict[str, Any]:
     if options.get("max_completion_tokens") is not None and "max_tokens" not in options:
         given.pop("max_tokens", None)  # two names of one limit: the call's wins over the instance's
     sampling = check_sampling({name: given[name] for name in _SENT if name in given})
-    if "tools" in sampling:
-        _check_tools(sampling["tools"])
     return in_dialect(config.provider, sampling)
 
 
@@ -310,12 +448,25 @@ def _stream_options(body: dict[str, Any], config: Config, given: Mapping[str, An
         body["stream_options"] = options
 
 
-def _check_tools(tools: Any) -> None:
-    if not isinstance(tools, list | tuple):
-        raise LLMInvalidRequestError(f"tools must be a list, not {type(tools).__name__}.")
-    for i, tool in enumerate(tools):
-        if not isinstance(tool, Mapping):
-            raise LLMCapabilityError(f"tools[{i}]: this version takes tools as OpenAI dicts only, not {type(tool).__name__}.")
+def _with_tools(row: Provider | None, options: Mapping[str, Any]) -> tuple[Toolbox | None, Mapping[str, Any]]:
+    """Return the tools, None where there are none, and the options with them and ``tool_choice`` as they go on the wire."""
+    given, choice = options.get("tools"), options.get("tool_choice")
+    if given is None or given in ([], ()):
+        return None, {**options, "tools": None}
+    from .toolbox import Toolbox
+
+    box = given if isinstance(given, Toolbox) else Toolbox(given)
+    choice = box.choose(choice)
+    constrains = row.name if row is not None and row.strict_tools else None
+    if box.strict and constrains is None and choice != "none" and (box.forced is None or box.told):
+        # In ``run_tools`` the choice is "auto" from the second turn on.
+        name = "this endpoint" if row is None else row.name
+        raise LLMCapabilityError(
+            f'tools: {name} does not bind a strict tool\'s arguments where tool_choice is "auto"; take "required", a tool\'s '
+            "name, or strict=False (the arguments are checked here all the same).",
+            provider=row.name if row else None,
+        )
+    return box, {**options, "tools": box.wire(constrains) or None, "tool_choice": choice}
 
 
 def _timeouts(config: Config, options: Mapping[str, Any]) -> Timeouts:
@@ -344,7 +495,7 @@ def _plain(value: Any) -> Any:
 
 
 def _culprit(body: dict[str, Any], messages: list[dict[str, Any]]) -> str:
-    fields = ((name if name in _SENT else f"extra_body[{name!r}]", value) for name, value in body.items())
+    fields = ((name if name in _NAMED else f"extra_body[{name!r}]", value) for name, value in body.items())
     named = [*((f"messages[{i}]", m) for i, m in enumerate(messages)), *fields]
     for name, value in named:
         try:

@@ -1,14 +1,51 @@
-"""Tool calls: merging the fragments a stream sends them in."""
+"""Tools, and their calls: merging the fragments a stream sends them in."""
 
 from __future__ import annotations
 
+import copy
 import json
 import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from .types import ToolCall
+
+
+@dataclass(slots=True)
+class Tool:
+    """One tool that a model may call.
+
+    ``name`` is 1 to 64 of ``a-z A-Z 0-9 _ -``; ``description`` is for the model; ``parameters`` is the JSON schema of the
+    arguments, an object; ``function`` is what ``run_tools`` runs. ``strict``: the provider promises arguments that fit, which
+    with ``tool_choice="auto"`` only some can (else ``LLMCapabilityError``).
+    """
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=lambda: {"type": "object", "properties": {}})
+    function: Callable[..., Any] | None = None
+    strict: bool = False
+
+    @classmethod
+    def from_function(cls, function: Callable[..., Any]) -> Tool:
+        """Make a tool of a function, sync or async: the schema is from its hints, the words from its docstring.
+
+        Descriptions of arguments are taken from ``Annotated[..., "words"]`` or ``Field(description=...)``, else from the
+        docstring's section on arguments (Google's, NumPy's or reST's style). What a ``functools.partial`` holds, and ``self``
+        of a method, the model does not see. An argument without a hint may be anything.
+
+        Raises:
+            LLMInvalidRequestError: ``*args``, ``**kwargs``, a positional-only argument, a hint that JSON has no form for, a
+                default that is not JSON.
+            LLMConfigurationError: The extra ``schema`` is not installed.
+        """
+        from .functions import described
+
+        made = described(function)
+        return cls(made.name, made.description, copy.deepcopy(made.schema.json), function)
 
 
 class CallMerger:
@@ -25,18 +62,25 @@ class CallMerger:
         self._calls: list[dict[str, Any]] = []
         self._by_index: dict[int, dict[str, Any]] = {}
 
-    def feed(self, fragment: dict[str, Any]) -> None:
-        """Take one fragment, an entry of ``delta.tool_calls``."""
+    def feed(self, fragment: dict[str, Any]) -> int | None:
+        """Take one fragment, an entry of ``delta.tool_calls``; return which call it belongs to, None for one said again."""
         function = fragment.get("function")
         function = function if isinstance(function, dict) else {}
         name, arguments = _text(function.get("name")), _arguments(function.get("arguments"))
         call = self._call_of(_text(fragment.get("id")), fragment.get("index"), name, arguments)
         if call is None:
-            return
+            return None
         call["name"] = _joined_name(call["name"], name)
         call["arguments"] += arguments
         if isinstance(extra := fragment.get("extra_content"), dict):
             call["extra"]["extra_content"] = extra
+        at: int = call["at"]
+        return at
+
+    def so_far(self, at: int) -> ToolCall:
+        """Return a call as far as it has come, its arguments not parsed."""
+        call = self._calls[at]
+        return ToolCall(call["given"] or call["made"], call["name"], {}, call["arguments"], call["extra"])
 
     def calls(self) -> list[ToolCall]:
         """Return the calls so far, in the order they began; one without an id gets one."""
@@ -53,7 +97,7 @@ class CallMerger:
         if not (name and known["name"]):
             known["given"] = known["given"] or given
             return known
-        if _is_whole(arguments) and _is_whole(known["arguments"]):
+        if is_whole(arguments) and is_whole(known["arguments"]):
             # A second whole call: with the same id and arguments it is the first, repeated.
             return None if given and arguments == known["arguments"] else self._start(given, index)
         if not (given or isinstance(index, int)) and name != known["name"]:
@@ -74,6 +118,7 @@ class CallMerger:
 
     def _start(self, given: str, index: object) -> dict[str, Any]:
         call: dict[str, Any] = {
+            "at": len(self._calls),
             "given": given,
             "index": index if isinstance(index, int) else None,
             "made": f"call_{uuid.uuid4().hex[:24]}",  # where no id is given
@@ -110,7 +155,7 @@ def _joined_name(known: str, piece: str) -> str:
     return piece if piece.startswith(known) else known + piece if piece else known
 
 
-def _is_whole(arguments: str) -> bool:
+def is_whole(arguments: str) -> bool:
     """Say whether arguments are a whole JSON object."""
     text = arguments.strip()
     if not (text.startswith("{") and text.endswith("}")):

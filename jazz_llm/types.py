@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Generic
 
 from typing_extensions import TypedDict, TypeVar
 
+from .images import image_parts
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    import os
+    from collections.abc import Callable, Mapping, Sequence
 
     import httpx
+
+    from .errors import LLMError
+    from .tools import Tool
 
 T = TypeVar("T", default=Any)
 
@@ -47,9 +54,22 @@ class Message:
         return cls("system", content)
 
     @classmethod
-    def user(cls, content: str | list[dict[str, Any]]) -> Message:
-        """Make a turn of the person."""
-        return cls("user", content)
+    def user(
+        cls, content: str | list[dict[str, Any]], *, images: Sequence[str | os.PathLike[str] | bytes] | None = None
+    ) -> Message:
+        """Make a turn of the person.
+
+        ``images``: each the path of a PNG, JPEG, GIF or WebP file, its bytes (20 MB at most, either), or a URL
+        (``https://``, ``http://``, ``data:``), which is sent as it is. Files are read here. ``content`` "" sends no text part.
+
+        Raises ``LLMInvalidRequestError``, which names the image, where one cannot be read or is no such image.
+        """
+        parts = [] if images is None else image_parts(images)
+        if not parts:
+            return cls("user", content)
+        if isinstance(content, str):
+            content = [{"type": "text", "text": content}] if content else []
+        return cls("user", [*content, *parts])
 
     @classmethod
     def assistant(cls, content: str | None, tool_calls: list[ToolCall] | None = None) -> Message:
@@ -79,6 +99,15 @@ class LLMUsage:
     cost: float | None = None
     estimated: bool = False
     raw: Mapping[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class ToolResult:
+    """What running one call came to: ``output`` is the text that the model was told, ``error`` what went wrong, or None."""
+
+    call: ToolCall
+    output: str
+    error: Exception | None = None
 
 
 @dataclass(slots=True)
@@ -124,7 +153,8 @@ class LLMResponse(Generic[T]):
     """A whole answer; every field but ``text`` has a default, so that a fake is cheap to make.
 
     ``finish_reason`` is normalized (``stop length tool_calls content_filter error``), the server's own word is in ``raw``,
-    which is the server's JSON untouched or, for a stream, the chunks merged into one such object.
+    which is the server's JSON untouched or, for a stream, the chunks merged into one such object. ``transcript`` and
+    ``tool_results`` are of ``run_tools``: all that was said, this answer last, and what the tools gave, in their order.
     """
 
     text: str
@@ -144,6 +174,38 @@ class LLMResponse(Generic[T]):
     message: Message = field(default_factory=lambda: Message("assistant", ""))
     metrics: CallMetrics = field(default_factory=CallMetrics)
     rate_limits: RateLimits | None = None
+    transcript: list[Message] = field(default_factory=list)
+    tool_results: list[ToolResult] = field(default_factory=list)
+
+
+class StreamEventKind(StrEnum):
+    """What a ``StreamEvent`` tells."""
+
+    TOKEN_DELTA = "token_delta"  # noqa: S105  # no secret. ``text``: a piece of the answer
+    REASONING_DELTA = "reasoning_delta"  # ``text``: a piece of the reasoning
+    REFUSAL_DELTA = "refusal_delta"  # ``text``: a piece of a refusal
+    TOOL_CALL_DELTA = "tool_call_delta"  # ``text``: a piece of the arguments; ``tool_call``: id and name so far
+    TOOL_CALL_CANDIDATE = "tool_call_candidate"  # ``tool_call``: whole and validated; once a call
+    STRUCTURED_OUTPUT = "structured_output"  # ``parsed``: what ``response_format`` asked for; once
+    ERROR = "error"  # ``error``: what ended the stream; then only DONE follows
+    DONE = "done"  # ``response``: the answer, or what had come of it; once, the last
+
+
+@dataclass(slots=True)
+class StreamEvent:
+    """One step of an answer; ``kind`` says which of the fields are set, ``index`` which choice it belongs to.
+
+    The ``tool_call`` of a TOOL_CALL_DELTA says which call it is, by its id and its name as far as they have come, and nothing
+    of the arguments: these are the ``text`` of its events, joined, and come parsed with TOOL_CALL_CANDIDATE.
+    """
+
+    kind: StreamEventKind
+    text: str = ""
+    tool_call: ToolCall | None = None
+    parsed: Any = None
+    error: LLMError | None = None
+    response: LLMResponse[Any] | None = None
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +223,8 @@ class ModelInfo:
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
 
-class GenerateOptions(TypedDict, total=False):
-    """Options of one call; what is not given here comes from the instance."""
+class RunOptions(TypedDict, total=False):
+    """Options of ``run_tools``, which takes the tools by themselves; what is not given here comes from the instance."""
 
     model: str
     temperature: float | None
@@ -178,7 +240,6 @@ class GenerateOptions(TypedDict, total=False):
     frequency_penalty: float | None
     user: str | None
     reasoning_effort: str | None
-    tools: Sequence[Mapping[str, Any]] | None
     tool_choice: str | Mapping[str, Any] | None
     parallel_tool_calls: bool | None
     stream_options: Mapping[str, Any] | None
@@ -190,3 +251,9 @@ class GenerateOptions(TypedDict, total=False):
     extra_body: Mapping[str, Any] | None
     extra_headers: Mapping[str, str] | None
     chat_template_kwargs: Mapping[str, Any] | None
+
+
+class GenerateOptions(RunOptions, total=False):
+    """Options of one call; what is not given here comes from the instance."""
+
+    tools: Sequence[Callable[..., Any] | Tool | Mapping[str, Any]] | None

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jazz_llm import AsyncTextStream, LLMResponse, OpenAICompatibleLLM, TextStream
+from jazz_llm import AsyncEventStream, AsyncTextStream, EventStream, LLMResponse, OpenAICompatibleLLM, StreamEvent, TextStream
 
 
 class Sync:
@@ -29,6 +29,15 @@ class Sync:
                 seen.append(text)
         return seen, stream
 
+    def events(self, llm: OpenAICompatibleLLM, messages: Any = "hi", **options: Any) -> tuple[list[StreamEvent], EventStream[Any]]:
+        """Read a stream of events to its end. An error that is raised carries the events as ``seen``."""
+        stream = llm.stream_events(messages, **options)
+        seen: list[StreamEvent] = []
+        with keeping(seen):
+            for event in stream:
+                seen.append(event)
+        return seen, stream
+
     def leave_early(self, llm: OpenAICompatibleLLM, after: int = 1, **options: Any) -> TextStream[Any]:
         """Break out of the loop after some texts, still holding the stream."""
         stream = llm.stream("hi", **options)
@@ -41,9 +50,9 @@ class Sync:
         """Run something that needs this colour's surroundings."""
         return call()
 
-    def close_while_reading(self, llm: OpenAICompatibleLLM, ready: Callable[[], None], close: str) -> list[Any]:
+    def close_while_reading(self, llm: OpenAICompatibleLLM, ready: Callable[[], object], close: str, what: str = "stream") -> list[Any]:
         """Close the stream or the client from elsewhere while a reader is blocked; return what the reader met."""
-        stream = llm.stream("hi")
+        stream = getattr(llm, what)("hi")
         met: list[Any] = []
 
         def read() -> None:
@@ -82,6 +91,18 @@ class Async:
         asyncio.run(read())
         return seen, stream
 
+    def events(self, llm: OpenAICompatibleLLM, messages: Any = "hi", **options: Any) -> tuple[list[StreamEvent], AsyncEventStream[Any]]:
+        stream = llm.astream_events(messages, **options)
+        seen: list[StreamEvent] = []
+
+        async def read() -> None:
+            with keeping(seen):
+                async for event in stream:
+                    seen.append(event)
+
+        asyncio.run(read())
+        return seen, stream
+
     def leave_early(self, llm: OpenAICompatibleLLM, after: int = 1, **options: Any) -> AsyncTextStream[Any]:
         async def leave() -> AsyncTextStream[Any]:
             stream = llm.astream("hi", **options)
@@ -100,11 +121,11 @@ class Async:
 
         return asyncio.run(inside())
 
-    def close_while_reading(self, llm: OpenAICompatibleLLM, ready: Callable[[], None], close: str) -> list[Any]:
+    def close_while_reading(self, llm: OpenAICompatibleLLM, ready: Callable[[], object], close: str, what: str = "stream") -> list[Any]:
         met: list[Any] = []
 
         async def scenario() -> None:
-            stream = llm.astream("hi")
+            stream = getattr(llm, f"a{what}")("hi")
 
             async def read() -> None:
                 try:
@@ -123,7 +144,7 @@ class Async:
 
 
 @contextlib.contextmanager
-def keeping(seen: list[str]) -> Iterator[None]:
+def keeping(seen: list[Any]) -> Iterator[None]:
     try:
         yield
     except Exception as error:

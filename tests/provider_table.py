@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from jazz_llm.providers import ANY, EFFORT, PROVIDERS, Provider
+from jazz_llm.providers import ANY, EFFORT, PROVIDERS, Embeddings, Provider
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- providers: python -m tests.provider_table -->\n", "<!-- end of providers -->\n"
@@ -39,6 +39,20 @@ def differences(row: Provider) -> Iterator[str]:
         yield "text only"
     if row.ignores:
         yield f"no {' or '.join(f'`{name}`' for name in sorted(row.ignores))}"
+    if row.structured == "json_object":
+        yield "`response_format` is sent as `json_object`, its schema in the prompt"
+    if row.structured == "prompt":
+        yield "`response_format` goes into the prompt alone"
+    if row.strict:
+        yield "`response_format` in OpenAI's strict subset"
+    if row.schema_field:
+        yield f"the schema of `response_format` in `{row.schema_field}` too"
+    if row.strict_tools:
+        yield "strict tools bind it whatever `tool_choice` is"
+    if row.embeddings is None:
+        yield "no embeddings"
+    elif row.embeddings != Embeddings():
+        yield f"embeddings of up to {row.embeddings.texts} texts a request"
     if row.streams_inside:
         yield "whole answers are asked for as streams"
     if row.closes_after_stream:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bench_load, harness, report, soak
+from benchmarks import bench_load, bench_structured, harness, report, soak
 from benchmarks.harness import Place, Question, Table
 
 SMALL = bench_load.Size(counts=(2,), tokens=4, loads=((3, "steady-50-3", "3 tokens"),), waves=3, threads=2, calls=20, leaves=3)
@@ -47,6 +47,14 @@ def test_what_is_asked_is_held_against_what_was_got() -> None:
     question = Question("q", "us", "stream", "m", 1, limits=(("openai", 1 / 35), ("aiohttp", 1.0)), most=2.0)
     verdicts = Table(question, {"jazz_llm": [1.0, 9.0, 2.0], "openai": [71.0], "aiohttp": [1.9]}).verdicts()
     assert [(verdict.got, verdict.holds) for verdict in verdicts] == [("1/35.5", True), ("1.05", False), ("2.0", True)]
+
+
+def test_a_structured_answer_is_read(no_notes: list[str]) -> None:
+    names = [name for name in bench_structured.PEERS if importlib.util.find_spec(name) is not None]
+    table = bench_structured.measured(names, rounds=1, times=20)
+    assert [len(costs) for costs in table.costs.values()] == [1] * len(names)
+    assert 10_000 <= len(bench_structured.answer().encode()) <= 12_000
+    assert not no_notes
 
 
 def test_the_checks_of_the_load_run(place: Place) -> None:

@@ -4,8 +4,8 @@ import inspect
 
 import jazz_llm
 
-# CONTRACT.md, sections 1 to 6, less what later versions bring (events, tools, structured output).
-PUBLIC = ["OpenAICompatibleLLM", "RetryPolicy", "Message", "ToolCall", "Choice", "LLMResponse", "LLMUsage", "CallMetrics", "RateLimits", "ModelInfo", "GenerateOptions", "TextStream", "AsyncTextStream", "normalize_usage", "__version__"]
+# CONTRACT.md, sections 1 to 6, less what later versions bring (tools, structured output).
+PUBLIC = ["OpenAICompatibleLLM", "RetryPolicy", "Message", "Tool", "ToolCall", "ToolResult", "Choice", "LLMResponse", "LLMUsage", "CallMetrics", "RateLimits", "ModelInfo", "GenerateOptions", "TextStream", "AsyncTextStream", "EventStream", "AsyncEventStream", "StreamEvent", "StreamEventKind", "normalize_usage", "__version__"]
 
 
 def test_every_public_name_is_exported_and_nothing_else() -> None:

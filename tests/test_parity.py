@@ -1,4 +1,4 @@
-"""The two texts of client.py are one, but for ``async``, ``await``, an ``a`` before a name, and the table below."""
+"""The two texts of client.py and streams.py are one, but for ``async``, ``await``, an ``a`` before a name, and the table below."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from jazz_llm import client
+from jazz_llm import client, streams
 
 TABLE = {
     "AsyncTextStream": "TextStream",
+    "AsyncEventStream": "EventStream",
+    "_AsyncStream": "_Stream",
     "AsyncIterator": "Iterator",
     "AsyncGenerator": "Generator",
     "AsyncPool": "Pool",
     "AsyncClient": "Client",
     "ask_key_async": "ask_key",
     **{f"__a{name}__": f"__{name}__" for name in ("iter", "next", "enter", "exit")},
-    **{f"a{name}": name for name in ["generate", "stream", "close", "primed", "pool", "open", "read", "sleep", "run", "client", "list_models"]},
+    **{f"a{name}": name for name in ["generate", "stream", "stream_events", "close", "primed", "pool", "open", "read", "sleep", "run", "run_tools", "client", "list_models", "embed"]},
     "make_aclient": "make_client",
+    "_aeach": "_each",  # these two differ: one after the other, or several at once
 }
 
 
@@ -66,10 +69,15 @@ def sync_text(thing: object) -> str:
 
 CLASS = client.OpenAICompatibleLLM
 PAIRS = {
-    "the streams": (client.TextStream, client.AsyncTextStream),
+    "the streams": (streams._Stream, streams._AsyncStream),
+    "TextStream": (streams.TextStream, streams.AsyncTextStream),
+    "EventStream": (streams.EventStream, streams.AsyncEventStream),
     "generate": (CLASS.generate, CLASS.agenerate),
     "stream": (CLASS.stream, CLASS.astream),
+    "stream_events": (CLASS.stream_events, CLASS.astream_events),
+    "run_tools": (CLASS.run_tools, CLASS.arun_tools),
     "list_models": (CLASS.list_models, CLASS.alist_models),
+    "embed": (CLASS.embed, CLASS.aembed),
     "client": (CLASS.client.fget, CLASS.aclient.fget),
 }
 
@@ -84,7 +92,7 @@ def test_every_async_call_has_its_twin() -> None:
     for name in public:
         if name.startswith("a") and name[1:] in public:
             assert list(inspect.signature(getattr(CLASS, name)).parameters) == list(inspect.signature(getattr(CLASS, name[1:])).parameters) if callable(getattr(CLASS, name)) else True
-    assert {"agenerate", "astream", "alist_models", "aclose", "aclient"} <= public
+    assert {"agenerate", "astream", "astream_events", "arun_tools", "alist_models", "aembed", "aclose", "aclient"} <= public
 
 
 def test_no_flag_tells_the_colours_apart() -> None:

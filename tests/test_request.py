@@ -10,7 +10,6 @@ import pytest
 
 from jazz_llm import (
     LLMAuthenticationError,
-    LLMCapabilityError,
     LLMConfigurationError,
     LLMError,
     LLMInvalidRequestError,
@@ -176,7 +175,7 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[LLMError], str]] = [
     ({"extra_headers": {"Content-Length": "5"}}, LLMConfigurationError, "Content-Length"),
     ({"model": ""}, LLMInvalidRequestError, "model"),
     ({"tools": 5}, LLMInvalidRequestError, "tools"),
-    ({"tools": [len]}, LLMCapabilityError, "tools"),
+    ({"tools": [len]}, LLMInvalidRequestError, "tools"),
     ({"extra_body": {"x": 2**70}}, LLMInvalidRequestError, r"extra_body\['x'\]"),
     ({"extra_body": 5}, LLMConfigurationError, "extra_body"),
     ({"extra_headers": {"a": "b\nc"}}, LLMConfigurationError, "extra_headers"),

@@ -8,6 +8,11 @@ sets it, no layer reads or writes it, and it is large beside the others, so afte
 text. The first column of the output matrix is therefore a bias per token. The second number is another such constant, but
 only where the last token is one that the model never says, as at the end of a prompt: there it keeps the model from
 stopping, so no answer is empty.
+
+With ``tools`` it can also do what a grammar says, and call tools: it is Qwen 2.5's way, a JSON object after ``<tool_call>``.
+Two things differ then. What llama.cpp puts before an answer it reads back token by token through the grammar, so the
+vocabulary must not add a space of its own in front of it. And the marker, its line end and the first brace are one token:
+with the bare marker no call ever comes whole, with the marker and its line end "auto" is answered by status 500.
 """
 
 from __future__ import annotations
@@ -60,39 +65,91 @@ NEVER_SAID = (*SPECIAL, *BYTES)
 PIECES = ("▁", *CHARACTERS, *(f"▁{word}" for word in WORDS.split()))  # "▁" is SentencePiece's space
 TOKENS = list(dict.fromkeys(NEVER_SAID + PIECES))
 
+# What the model with ``tools`` can say besides, each with its logit: calls now and then, and strings of some ten characters.
+CALL = "<tool_call>\n{"
+TOOL_BIASES = {CALL: 2.5, '"': 4.0}
+
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+CHATML_TOOLS = r"""
+{%- if tools %}
+    {{- '<|im_start|>system\n' }}
+    {%- if messages[0].role == 'system' %}
+        {{- messages[0].content + '\n\n' }}
+    {%- endif %}
+    {{- '# Tools\n\nYou may call one or more functions.\n<tools>' }}
+    {%- for tool in tools %}
+        {{- '\n' }}
+        {{- tool | tojson }}
+    {%- endfor %}
+    {{- '\n</tools>\n\nFor each call return a JSON object with name and arguments within <tool_call></tool_call>:\n' }}
+    {{- '<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call><|im_end|>\n' }}
+{%- elif messages[0].role == 'system' %}
+    {{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'user' or (message.role == 'system' and not loop.first)
+            or (message.role == 'assistant' and not message.tool_calls) %}
+        {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
+    {%- elif message.role == 'assistant' %}
+        {{- '<|im_start|>assistant' }}
+        {%- if message.content %}
+            {{- '\n' + message.content }}
+        {%- endif %}
+        {%- for tool_call in message.tool_calls %}
+            {{- '\n<tool_call>\n{"name": "' + tool_call.function.name + '", "arguments": ' }}
+            {{- tool_call.function.arguments | tojson }}
+            {{- '}\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\n' }}
+    {%- elif message.role == 'tool' %}
+        {{- '<|im_start|>user\n<tool_response>\n' + message.content + '\n</tool_response><|im_end|>\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+{%- endif %}
+"""
 
 
 @contextmanager
 def serve_tiny(
-    tmp_dir: Path, *, stop_bias: float = STOPS_SOMETIME, n_ctx: int | None = None, n_parallel: int | None = None
+    tmp_dir: Path,
+    *,
+    stop_bias: float = STOPS_SOMETIME,
+    tools: bool = False,
+    embeddings: bool = False,
+    n_ctx: int | None = None,
+    n_parallel: int | None = None,
 ) -> Iterator[str]:
     """Serve the tiny model from a file in ``tmp_dir`` while the block runs; yield the base URL, without ``/v1``."""
-    model = tiny_model(tmp_dir, stop_bias=stop_bias)
+    model = tiny_model(tmp_dir, stop_bias=stop_bias, tools=tools)
     # One thread: several wait for each other after every layer, here some 10 us of work, and stall on a busy machine.
-    with LocalServer(model, n_ctx=n_ctx, n_parallel=n_parallel, n_threads=1) as base_url:
+    server = LocalServer(model, n_ctx=n_ctx, n_parallel=n_parallel, n_threads=1)
+    if embeddings:  # llama-server's --embeddings, which LocalServer has no argument for
+        server._settings["embedding"] = True
+    with server as base_url:
         yield base_url
 
 
-def tiny_model(folder: Path, *, stop_bias: float = STOPS_SOMETIME) -> Path:
+def tiny_model(folder: Path, *, stop_bias: float = STOPS_SOMETIME, tools: bool = False) -> Path:
     """Return a tiny GGUF in ``folder``, written only where this version of it is not there yet."""
-    version = hashlib.sha256(Path(__file__).read_bytes() + f"{gguf.GGUF_VERSION} {stop_bias}".encode()).hexdigest()[:12]
+    version = hashlib.sha256(Path(__file__).read_bytes() + f"{gguf.GGUF_VERSION} {stop_bias} {tools}".encode()).hexdigest()[:12]
     path = folder / f"tiny-{version}.gguf"
-    return path if path.exists() else write_tiny_gguf(path, stop_bias=stop_bias)
+    return path if path.exists() else write_tiny_gguf(path, stop_bias=stop_bias, tools=tools)
 
 
-def write_tiny_gguf(path: Path, *, stop_bias: float = STOPS_SOMETIME) -> Path:
+def write_tiny_gguf(path: Path, *, stop_bias: float = STOPS_SOMETIME, tools: bool = False) -> Path:
     """Write a tiny model to ``path`` and return it; a file that a server has mapped is replaced, never rewritten."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         part = Path(folder) / "part.gguf"
         writer = gguf.GGUFWriter(part, "llama")
         _add_architecture(writer)
-        _add_vocabulary(writer)
-        for name, tensor in _tensors(stop_bias).items():
+        _add_vocabulary(writer, tools)
+        for name, tensor in _tensors(stop_bias, tools).items():
             writer.add_tensor(f"{name}.weight", tensor)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -115,50 +172,60 @@ def _add_architecture(writer: gguf.GGUFWriter) -> None:
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
+def _vocabulary(tools: bool) -> list[str]:
+    return [*TOKENS, CALL] if tools else TOKENS
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, tools: bool) -> None:
+    tokens = _vocabulary(tools)
     types = [gguf.TokenType.CONTROL] * len(SPECIAL) + [gguf.TokenType.BYTE] * len(BYTES)
     types += [gguf.TokenType.NORMAL] * (len(TOKENS) - len(types))
+    types += [gguf.TokenType.USER_DEFINED] * (len(tokens) - len(types))
     types[0] = gguf.TokenType.UNKNOWN
     writer.add_tokenizer_model("llama")  # SentencePiece: what is no piece becomes bytes, so every prompt has tokens
-    writer.add_vocab_size(len(TOKENS))
-    writer.add_token_list(TOKENS)
-    writer.add_token_scores([0.0] * len(TOKENS))
+    writer.add_vocab_size(len(tokens))
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * len(tokens))
     writer.add_token_types(types)
     writer.add_bos_token_id(SPECIAL.index("<s>"))
     writer.add_eos_token_id(IM_END)
     writer.add_unk_token_id(0)
+    writer.add_pooling_type(gguf.PoolingType.MEAN)  # of the embeddings; answers have none to do with it
     writer.add_add_bos_token(False)
-    writer.add_chat_template(CHATML)
+    writer.add_add_space_prefix(not tools)  # True is what llama.cpp does where nothing is said
+    writer.add_chat_template(CHATML_TOOLS if tools else CHATML)
 
 
-def _tensors(stop_bias: float) -> dict[str, Weights]:
+def _tensors(stop_bias: float, tools: bool) -> dict[str, Weights]:
     """Return every weight by its name in llama.cpp, matrices of shape (outputs, inputs)."""
-    random = np.random.default_rng(SEED)
+    random, tokens = np.random.default_rng(SEED), _vocabulary(tools)
     tensors = {
-        "token_embd": _embedding(random),
+        "token_embd": _embedding(random, len(tokens)),
         "output_norm": _norm(constants=DIM**-0.5),
-        "output": _output(random, stop_bias),
+        "output": _output(random, tokens, {"<|im_end|>": stop_bias} | (TOOL_BIASES if tools else {})),
     }
     for layer in range(LAYERS):
         tensors |= {f"blk.{layer}.{name}": tensor for name, tensor in _layer(random).items()}
     return tensors
 
 
-def _embedding(random: np.random.Generator) -> Weights:
-    embedding = _noise(random, len(TOKENS), DIM) * np.float32(DIM**0.5)
+def _embedding(random: np.random.Generator, tokens: int) -> Weights:
+    embedding = _noise(random, tokens, DIM) * np.float32(DIM**0.5)
     embedding[:, BIAS] = CONSTANT
     embedding[:, PROMPT] = 0.0
     embedding[: len(NEVER_SAID), PROMPT] = CONSTANT
     return embedding
 
 
-def _output(random: np.random.Generator, stop_bias: float) -> Weights:
+def _output(random: np.random.Generator, tokens: list[str], biases: dict[str, float]) -> Weights:
     """Return the output matrix: noise for the pieces, a bias alone for the tokens never said and for the stop."""
-    output = _noise(random, len(TOKENS), DIM)
+    output = _noise(random, len(tokens), DIM)
     output[:, [BIAS, PROMPT]] = 0.0
     output[: len(NEVER_SAID)] = 0.0
     output[: len(NEVER_SAID), BIAS] = FORBIDDEN
-    output[IM_END, [BIAS, PROMPT]] = stop_bias, FORBIDDEN
+    for token, bias in biases.items():
+        output[tokens.index(token), BIAS] = bias
+    output[IM_END, PROMPT] = FORBIDDEN
     return output
 
 

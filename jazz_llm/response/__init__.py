@@ -1,7 +1,7 @@
 """Bytes of an answer -> text, :class:`LLMResponse` or the error they mean. Nothing here waits.
 
-``decoder`` reads answers, ``choice`` and ``deltas`` what is in them; ``failures`` reads errors, with
-``headers`` for what the headers say and ``words`` for what the words mean.
+``decoder`` reads answers (``events`` as typed events), ``choice`` and ``deltas`` what is in them; ``failures`` reads errors,
+with ``headers`` for what the headers say and ``words`` for what the words mean.
 """
 
 from .decoder import Decoder, inflated

@@ -44,6 +44,7 @@ class ChoiceState:
         "seen",
         "text",
         "think",
+        "touched",
     )
 
     def __init__(self, index: int, provider: str | None = None) -> None:
@@ -55,6 +56,7 @@ class ChoiceState:
         self.finish: str | None = None
         self.logprobs: Any = None
         self.seen = False
+        self.touched: list[int] = []  # the tool calls that the last delta with some added to
         self._tagged: bool | None = None  # the reasoning comes in tags, or in fields
         self.by_delta = False  # content has come in a delta: a ``message`` then repeats it (MiniMax)
         self._snapshot: dict[str, Any] = {}  # the last whole ``message``
@@ -81,6 +83,11 @@ class ChoiceState:
         """Return the tool calls so far."""
         return [] if self._merger is None else self._merger.calls()
 
+    def call_so_far(self, at: int) -> ToolCall:
+        """Return one of ``touched`` as far as it has come, its arguments not parsed."""
+        assert self._merger is not None
+        return self._merger.so_far(at)
+
     def add_reasoning(self, text: str, *, tagged: bool = False) -> None:
         """Take reasoning; where it comes both in tags and in a field (MiniMax M3), it is the same, and the first is taken."""
         if not text:
@@ -106,12 +113,15 @@ class ChoiceState:
         """Take the fragments of tool calls; ``function_call`` is the name they had first."""
         fragments = delta.get("tool_calls")
         legacy = delta.get("function_call")
+        touched: list[int | None] = []
         for fragment in fragments if isinstance(fragments, list) and fragments else [{"function": legacy}] if legacy else []:
             if isinstance(fragment, dict):
                 if self._merger is None:
                     self._merger = CallMerger()
-                self._merger.feed(fragment)
+                touched.append(self._merger.feed(fragment))
                 self.seen = True
+        if touched:
+            self.touched = [at for at in touched if at is not None]
 
     def add_logprobs(self, logprobs: object) -> None:
         """Join the lists of a stream's logprobs."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -32,6 +32,10 @@ from .failures import error_from, page_title, says_error
 from .parsing import INVALID, parse_json, text_or_none
 from .template import Template
 
+if TYPE_CHECKING:
+    from ..schema import Schema
+    from ..toolbox import Toolbox
+
 _JSON_STARTS = b'{[<"'
 _SSE_STARTS = (b"data:", b"event:", b"error:", b"retry:", b"id:", b":")
 _NOT_HEAD = PADDING | {"choices", "usage", "object"}
@@ -42,8 +46,43 @@ class Decoder:
     """Decode one answer, streamed or whole, whichever of the two the server chose to send.
 
     ``streams`` is what was asked for; ``choices`` how many answers; ``provider`` a name of the registry; ``prompt`` returns the
-    text to estimate its tokens from where the provider does not count.
+    text to estimate its tokens from where the provider does not count; ``schema`` is what the answer has to fit, ``tools``
+    what its tool calls have to.
     """
+
+    # With more than 29 attributes an instance has a dict of its own in Python 3.11: 0.4 us more to make, and 7 % on a stream.
+    __slots__ = (
+        "_asked",
+        "_body",
+        "_choices",
+        "_content",
+        "_echo",
+        "_ended",
+        "_event_limit",
+        "_first",
+        "_head",
+        "_headers",
+        "_inflate",
+        "_is_event_stream",
+        "_limit",
+        "_parts",
+        "_prompt",
+        "_provider",
+        "_schema",
+        "_sse",
+        "_statuses",
+        "_streams",
+        "_template",
+        "_texts",
+        "_tools",
+        "_usage",
+        "_whole",
+        "failure",
+        "finished",
+        "over",
+        "progress",
+        "response_bytes",
+    )
 
     def __init__(
         self,
@@ -56,6 +95,8 @@ class Decoder:
         max_response_bytes: int | None = None,
         max_event_bytes: int | None = None,
         statuses: frozenset[int] = RETRYABLE,
+        schema: Schema | None = None,
+        tools: Toolbox | None = None,
     ) -> None:
         self.progress = False  # the last read held content
         self.finished = False  # every choice has its finish_reason
@@ -68,6 +109,8 @@ class Decoder:
         self._echo = echo
         self._statuses = statuses
         self._prompt = prompt
+        self._schema = schema
+        self._tools = tools
         self._limit = max_response_bytes
         self._sse: SSEDecoder | None = None
         self._template: Template | None = None  # of a stream whose chunks hardly vary
@@ -131,9 +174,14 @@ class Decoder:
         """Return the answer, or raise what went wrong; ``partial`` of the error holds what had come."""
         failure = self.failure or self._bad_end()
         if failure is None:
-            return self.response()
+            return self.response() if self._schema is None and self._tools is None else self._checked()
         failure.partial = self.response()
         raise failure
+
+    def _checked(self) -> LLMResponse[Any]:
+        from .checks import checked
+
+        return checked(self.response(), self._schema, self._tools)
 
     def response(self) -> LLMResponse[Any]:
         """Return the answer as far as it has come."""
@@ -298,9 +346,11 @@ class Decoder:
             self._ended = True
         self.finished = self._all_finished()
 
-    def _choice(self, choice: dict[str, Any], position: int = 0) -> None:
+    def _choice(self, choice: dict[str, Any], position: int = 0) -> ChoiceState | None:
+        """Take what a chunk brings of one choice; return the choice, None for an error."""
         if says_error(choice, top=False):
-            return self._fail(self._error(choice))
+            self._fail(self._error(choice))
+            return None
         index = choice.get("index", position)
         index = index if isinstance(index, int) and not isinstance(index, bool) else 0
         state = self._choices.get(index)
@@ -314,6 +364,7 @@ class Decoder:
             state.add_logprobs(logprobs)
         if state.finish_with(choice.get("finish_reason")):
             self._text(state, state.think.end())
+        return state
 
     def _delta_of(self, state: ChoiceState, choice: dict[str, Any]) -> dict[str, Any]:
         """Return the delta, or what stands in its place: some send a whole ``message``, or ``text``."""
@@ -377,6 +428,8 @@ class Decoder:
                 return self._fail(_broken(f"Choice {position} has no message: {_excerpt(body)}", retryable=False, body=body))
         for state in self._choices.values():
             state.whole_thoughts()
+        if self._first is not None:
+            self._texts = [text for text in self._first.text if text]  # less the thoughts that stood in it
         self._ended = True
 
     def _says_why(self) -> bool:
@@ -427,7 +480,8 @@ class Decoder:
             return LLMStreamTruncatedError("The stream stopped before its end: no finish_reason, no [DONE].", retryable=True)
         if reason == "error" and first is not None:
             return LLMInternalError(f"The provider gave up: finish_reason {first.finish!r}.", retryable=True, status_code=200)
-        if reason == "content_filter" and first is not None and not first.text and not first.refusal:
+        empty = first is not None and not first.text and not first.refusal
+        if reason == "content_filter" and empty and self._tools is None:  # with tools it depends on the calls: ``checks``
             return LLMContentFilterError("The content filter left nothing of the answer.", status_code=200)
         return None
 

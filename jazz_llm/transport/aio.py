@@ -82,7 +82,7 @@ class AsyncPool:
         """Close, and see the running loop's part of it through."""
         self.close()
         with self._lock:
-            pool = self._loops.pop(_running_loop(), None)
+            pool = self._loops.pop(running_loop(), None)
         if pool is not None:
             await pool.settle()
 
@@ -94,7 +94,7 @@ class AsyncPool:
     async def _pool(self) -> LoopPool:
         if self.closed:
             raise LLMClosedError("The client is closed.")
-        loop = _running_loop()
+        loop = running_loop()
         with self._lock:
             pool = self._loops.get(loop)
             fresh = pool is None or pool.is_over()
@@ -685,7 +685,8 @@ class AsyncResponse:
             self._connection.leave(self._exchange, stop=stop)
 
 
-def _running_loop() -> asyncio.AbstractEventLoop:
+def running_loop() -> asyncio.AbstractEventLoop:
+    """Return asyncio's loop; under another library say what to use."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:

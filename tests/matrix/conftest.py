@@ -1,7 +1,8 @@
 """The fault matrix of FAULTS.md: one ``test_row_NN_...`` or more for each row.
 
 * ``@where("async h2")`` says where a row applies; what it does not name runs everywhere: both colours, ``generate`` and
-  ``stream``, HTTP/1.1 (``h1``) and HTTP/2 over TLS (``h2``). HTTP/1.1 over TLS (``tls``) runs only where it is named.
+  ``stream``, HTTP/1.1 (``h1``) and HTTP/2 over TLS (``h2``). HTTP/1.1 over TLS (``tls``) and ``events`` (``stream_events``) run
+  only where they are named.
 * ``case`` is one cell: ``case.face(fault)`` makes a server that shows the fault to the first request (``times``), and a client;
   ``case.call()`` and ``case.fails(cls)`` make the call. Async calls run in one loop, in a thread of its own, as long as the test.
 * However a test ends, ``case`` then makes one more call on the same client, closes it, and looks for what is left: connections,
@@ -25,7 +26,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from jazz_llm import LLMError, LLMResponse, OpenAICompatibleLLM, RetryPolicy
+from jazz_llm import LLMError, LLMResponse, OpenAICompatibleLLM, RetryPolicy, StreamEvent
 from jazz_llm.testing import Authority
 
 from ..frame_server import FINISH, Answer, FrameServer, serving
@@ -45,9 +46,9 @@ Fault = Callable[[Answer], Coroutine[Any, Any, None]]
 def where(words: str = "") -> pytest.MarkDecorator:
     """Run a test in the cells that ``words`` leave."""
     asked = set(words.split())
-    assert asked <= {"sync", "async", "generate", "stream", "h1", "tls", "h2"}
+    assert asked <= {"sync", "async", "generate", "stream", "events", "h1", "tls", "h2"}
     colours = [c for c in ("sync", "async") if c in asked] or ["sync", "async"]
-    kinds = [k for k in ("generate", "stream") if k in asked] or ["generate", "stream"]
+    kinds = [k for k in ("generate", "stream", "events") if k in asked] or ["generate", "stream"]
     wires = [w for w in ("h1", "tls", "h2") if w in asked] or ["h1", "h2"]
     return pytest.mark.parametrize("case", [f"{c}-{k}-{w}" for w in wires for c in colours for k in kinds], indirect=True)
 
@@ -175,11 +176,11 @@ class Case:
     def _call(self, text: str, kind: str, options: dict[str, Any]) -> LLMResponse[Any]:
         if kind == "generate":
             return self.llm.generate(text, **options)
-        stream = self.llm.stream(text, **options)
+        stream = self.llm.stream_events(text, **options) if kind == "events" else self.llm.stream(text, **options)
         seen: list[str] = []
         try:
             for piece in stream:
-                seen.append(piece)
+                seen.append(said(piece))
                 self.say(text)
         except LLMError as error:
             error.seen = seen  # type: ignore[attr-defined]
@@ -189,13 +190,14 @@ class Case:
         return stream.response
 
     async def acall(self, text: str = "hi", kind: str = "", options: dict[str, Any] | None = None) -> LLMResponse[Any]:
-        if (kind or self.kind) == "generate":
-            return await self.llm.agenerate(text, **(options or {}))
-        stream = self.llm.astream(text, **(options or {}))
+        kind, options = kind or self.kind, options or {}
+        if kind == "generate":
+            return await self.llm.agenerate(text, **options)
+        stream = self.llm.astream_events(text, **options) if kind == "events" else self.llm.astream(text, **options)
         seen: list[str] = []
         try:
             async for piece in stream:
-                seen.append(piece)
+                seen.append(said(piece))
                 self.say(text)
         except LLMError as error:
             error.seen = seen  # type: ignore[attr-defined]
@@ -270,6 +272,11 @@ class Case:
         gc.collect()
         eventually(lambda: descriptors() <= self._before[0])
         eventually(lambda: set(threading.enumerate()) <= self._before[1])
+
+
+def said(item: str | StreamEvent) -> str:
+    """Return the text of what a stream of either kind yields."""
+    return item if isinstance(item, str) else item.text
 
 
 def content_of(answer: Answer) -> str:

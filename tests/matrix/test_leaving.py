@@ -14,8 +14,9 @@ import pytest
 from jazz_llm import LLMClosedError, LLMResponse
 
 from ..frame_server import FINISH, Answer, Code, event
-from .conftest import ALWAYS, Case, where
+from .conftest import ALWAYS, Case, said, where
 
+STREAMS = pytest.mark.parametrize("made", ["stream", "stream_events"])  # by which method
 SOON = 0.1 + 1.9  # seconds until the server must know: 0.1 by FAULTS.md, and what a busy machine adds
 
 
@@ -60,7 +61,7 @@ def raised(stream: Any) -> None:
 
 def closed(stream: Any) -> None:
     cursor = iter(stream)
-    assert next(cursor) == "Hel"
+    assert said(next(cursor)) == "Hel"
     stream.close()
     stream.close()
 
@@ -68,7 +69,7 @@ def closed(stream: Any) -> None:
 def left_by_with(stream: Any) -> None:
     with stream:
         cursor = iter(stream)
-        assert next(cursor) == "Hel"
+        assert said(next(cursor)) == "Hel"
 
 
 def interrupted(stream: Any) -> None:
@@ -81,10 +82,11 @@ LEAVING: list[Callable[[Any], None]] = [broken_off, raised, closed, left_by_with
 
 
 @where("h1 tls h2 sync stream")
+@STREAMS
 @pytest.mark.parametrize("leave", LEAVING, ids=lambda leave: leave.__name__)
-def test_row_29_leaving_a_sync_stream(case: Case, leave: Callable[[Any], None]) -> None:
+def test_row_29_leaving_a_sync_stream(case: Case, leave: Callable[[Any], None], made: str) -> None:
     case.face(endless)
-    stream = case.llm.stream("hi")
+    stream = getattr(case.llm, made)("hi")
     leave(stream)
     left_soon(case, case.asked[0], time.monotonic())
     assert stream.response is None
@@ -95,10 +97,11 @@ def test_row_29_leaving_a_sync_stream(case: Case, leave: Callable[[Any], None]) 
 
 
 @where("h1 tls h2 sync stream")
+@STREAMS
 @pytest.mark.parametrize("cyclic", [False, True], ids=["counted", "cyclic"])
-def test_row_29_a_sync_stream_is_collected(case: Case, cyclic: bool) -> None:
+def test_row_29_a_sync_stream_is_collected(case: Case, cyclic: bool, made: str) -> None:
     case.face(endless)
-    stream: Any = case.llm.stream("hi")
+    stream: Any = getattr(case.llm, made)("hi")
     stream.__enter__()
     if cyclic:
         stream.itself = stream
@@ -125,7 +128,7 @@ async def araised(stream: Any) -> None:
 
 async def aclosed(stream: Any) -> None:
     cursor = aiter(stream)
-    assert await anext(cursor) == "Hel"
+    assert said(await anext(cursor)) == "Hel"
     await stream.aclose()
     await stream.aclose()
 
@@ -133,19 +136,20 @@ async def aclosed(stream: Any) -> None:
 async def left_by_async_with(stream: Any) -> None:
     async with stream:
         cursor = aiter(stream)
-        assert await anext(cursor) == "Hel"
+        assert said(await anext(cursor)) == "Hel"
 
 
 ALEAVING: list[Any] = [abroken_off, araised, aclosed, left_by_async_with]
 
 
 @where("h1 tls h2 async stream")
+@STREAMS
 @pytest.mark.parametrize("leave", ALEAVING, ids=lambda leave: leave.__name__)
-def test_row_29_leaving_an_async_stream(case: Case, leave: Any) -> None:
+def test_row_29_leaving_an_async_stream(case: Case, leave: Any, made: str) -> None:
     case.face(endless, sibling=True)
 
     async def main() -> None:
-        stream = case.llm.astream("hi")
+        stream = getattr(case.llm, f"a{made}")("hi")
         await leave(stream)
         since = time.monotonic()
         await asyncio.to_thread(left_soon, case, case.asked[0], since)
@@ -159,13 +163,14 @@ def test_row_29_leaving_an_async_stream(case: Case, leave: Any) -> None:
 
 
 @where("h1 tls h2 async stream")
+@STREAMS
 @pytest.mark.parametrize("cyclic", [False, True], ids=["counted", "cyclic"])
-def test_row_29_an_async_stream_is_collected(case: Case, cyclic: bool) -> None:
+def test_row_29_an_async_stream_is_collected(case: Case, cyclic: bool, made: str) -> None:
     case.face(endless, sibling=True)
     held: list[Any] = []
 
     async def begin() -> None:
-        stream: Any = case.llm.astream("hi")
+        stream: Any = getattr(case.llm, f"a{made}")("hi")
         await stream.__aenter__()
         if cyclic:
             stream.itself = stream
@@ -180,25 +185,26 @@ def test_row_29_an_async_stream_is_collected(case: Case, cyclic: bool) -> None:
 
 
 @where("h1 tls h2 stream")
+@STREAMS
 @pytest.mark.parametrize("whose", ["stream", "client"])
 @pytest.mark.parametrize("fault", [silent, endless])
-def test_row_29_closed_from_elsewhere(case: Case, fault: Any, whose: str) -> None:
+def test_row_29_closed_from_elsewhere(case: Case, fault: Any, whose: str, made: str) -> None:
     """By another thread than the one that waits, whose wait ends at once: quietly where the stream itself was closed."""
     case.face(fault)
-    made: list[Any] = []
+    streams: list[Any] = []
 
     def read() -> str:
-        made.append(case.llm.stream("hi"))
-        return "".join(made[0])
+        streams.append(getattr(case.llm, made)("hi"))
+        return "".join(map(said, streams[0]))
 
     async def aread() -> str:
-        made.append(case.llm.astream("hi"))
-        return "".join([text async for text in made[0]])
+        streams.append(getattr(case.llm, f"a{made}")("hi"))
+        return "".join([said(item) async for item in streams[0]])
 
     reading = case._threads.submit(read) if case.colour == "sync" else case.client.start(aread())
     case.server.wait_for(lambda server: server.live == 1)
     since = time.monotonic()
-    thing = made[0] if whose == "stream" else case.llm
+    thing = streams[0] if whose == "stream" else case.llm
     if whose == "stream" and case.colour == "async":
         case.client.run(thing.aclose())
     else:
@@ -234,7 +240,7 @@ async def slow(answer: Answer) -> None:
         answer.send(event("lo") + FINISH, end=True)
 
 
-@where("h1 tls h2 async")
+@where("h1 tls h2 async generate stream events")
 @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
 def test_row_30_cancelled_at_every_tick_on_a_warm_connection(case: Case, large: bool) -> None:
     case.face(slow, times=ALWAYS, sibling=True)
@@ -262,7 +268,7 @@ def told(case: Case) -> None:
         assert {answer.code for answer in case.asked} <= {Code.CANCEL, None}
 
 
-@where("h1 tls h2 async")
+@where("h1 tls h2 async generate stream events")
 def test_row_30_cancelled_at_every_tick_of_a_first_call(case: Case) -> None:
     """From the connection on; what was being made may be kept for the next, or closed."""
     case.face(slow, times=ALWAYS)
