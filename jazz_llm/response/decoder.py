@@ -282,25 +282,26 @@ class Decoder:
             if not isinstance(item, dict):
                 return self._fail(_broken(f"A chunk of the stream is not an object: {_excerpt(item)}", retryable=False))
             if not self.over:
-                self._object(item if "choices" in item else unwrapped(item))
+                self._object(item if "choices" in item or says_error(item) else unwrapped(item))
 
     def _object(self, chunk: dict[str, Any]) -> None:
         usage = usage_of(chunk)
         self._usage = usage or self._usage
-        if says_error(chunk):
-            return self._fail(self._error(chunk))
-        self._merge_head(chunk)
+        if says_error(chunk):  # what its choices bring is part of ``partial``
+            self.failure = self._error(chunk)
+        else:
+            self._merge_head(chunk)
         choices = chunk.get("choices")
         for choice in choices if isinstance(choices, list) else ():
             if isinstance(choice, dict):
                 self._choice(choice)
+        if self.failure is not None:
+            return self._fail(self.failure)
         if usage is not None and not choices and self._content:
             self._ended = True
         self.finished = self._all_finished()
 
     def _choice(self, choice: dict[str, Any], position: int = 0) -> None:
-        if says_error(choice, top=False):
-            return self._fail(self._error(choice))
         index = choice.get("index", position)
         index = index if isinstance(index, int) and not isinstance(index, bool) else 0
         state = self._choices.get(index)
@@ -314,6 +315,8 @@ class Decoder:
             state.add_logprobs(logprobs)
         if state.finish_with(choice.get("finish_reason")):
             self._text(state, state.think.end())
+        if says_error(choice, top=False):
+            self._fail(self._error(choice))
 
     def _delta_of(self, state: ChoiceState, choice: dict[str, Any]) -> dict[str, Any]:
         """Return the delta, or what stands in its place: some send a whole ``message``, or ``text``."""
