@@ -261,7 +261,7 @@ PROVIDERS: tuple[Provider, ...] = (
         key_env=("DASHSCOPE_API_KEY",),
         hosts=("dashscope-intl.aliyuncs.com", "dashscope-us.aliyuncs.com"),
         thinking=_ENABLE_THINKING,
-        request_ids=("x-request-id", "eagleeye-traceid"),
+        request_ids=("x-request-id",),
     ),
     Provider(
         name="minimax",
@@ -383,7 +383,7 @@ PROVIDERS: tuple[Provider, ...] = (
         source="docs.nebius.com",
         base_url="https://api.studio.nebius.com/v1",
         key_env=("NEBIUS_API_KEY",),
-        hosts=("api.tokenfactory.nebius.com",),
+        hosts=("api.tokenfactory.nebius.com", "api.studio.nebius.ai"),
     ),
     Provider(
         name="ollama",

@@ -181,6 +181,25 @@ def test_a_stream_of_nonsense_is_no_crash() -> None:
     assert table(done.stdout)["usage in streams"][0] == "no"
 
 
+@pytest.mark.parametrize("page", ["/slots", "/metrics", "stream", "/v1/models"])
+def test_a_server_that_never_stops_talking_is_cut_short(page: str) -> None:
+    async def endless(request: Request, reply: Reply) -> None:
+        asked = request.json() if request.method == "POST" else {}
+        if request.path == page or (page == "stream" and asked.get("stream")):
+            await reply.start(200, {"content-type": "application/json"})
+            while True:
+                await reply.send(b" " * 2**16)
+        if request.method == "POST":
+            await reply.text("Blue.")
+        else:
+            await reply.json({})
+
+    with FakeServer(endless) as server:
+        done = run(server.url, "-m", "m")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert table(done.stdout)["answer stopped"][0] == "unclear"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to one process there")
 def test_ctrl_c_stops_it_and_the_answer_under_way() -> None:
     able = Server(counts=True, streams=True, stream_options=True)

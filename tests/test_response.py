@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
 import random
 import zlib
 from typing import Any
@@ -386,7 +387,7 @@ ODD_MIDDLES: dict[str, tuple[bytes, list[str]]] = {
     "a list of parts": (like(b'["c"]', b'"d"'), ["c", "d"]),
     "parts where texts were": (like(b'"c","d"', b'"e"'), []),
     "a finish in the middle": (like(b'"c"},"finish_reason":"stop"}],"x":[{"y":{"z":"d"', b'"e"'), ["c", "e"]),
-    "an error in the middle": (like(b'"c"}}],"error":{"message":"no"},"x":[{"y":{"z":"d"', b'"e"'), []),
+    "an error in the middle": (like(b'"c"}}],"error":{"message":"no"},"x":[{"y":{"z":"d"', b'"e"'), ["c"]),
     "the key again, and the last one wins": (like(b'"c","content":"d"', b'"e"'), ["d", "e"]),
     "the key again, without text": (like(b'"c","content":null', b'"e"'), ["e"]),
     "NaN": (like(b"NaN", b'"d"'), ["d"]),
@@ -777,6 +778,24 @@ def test_the_key_that_a_server_sends_back_is_taken_out() -> None:
     error = redacted(error_from(401, {"x-echo": "sk-secret"}, body), "sk-secret")
     assert "sk-secret" not in repr(vars(error)) + str(error) + repr(error)
     assert "bad key ***" in str(error)
+
+
+def test_the_key_is_taken_out_of_escaped_json_and_of_what_had_come_too() -> None:
+    key = "sk-a/secret-0123456789"
+    body = json.dumps({"error": {"message": f"bad key {key}"}}).replace("/", "\\/").encode()
+    assert "secret" not in redacted(error_from(401, {}, body), key).body
+    broken = {"index": 0, "message": {"content": "a"}, "error": {"message": "no", "sent": [{"authorization": f"Bearer {key}"}]}}
+    decoder = Decoder(streams=False)
+    decoder.feed(json.dumps({"choices": [broken]}).encode())
+    decoder.end()
+    with pytest.raises(LLMError) as caught:
+        decoder.result()
+    assert key.encode() in pickle.dumps(caught.value)
+    assert key.encode() not in pickle.dumps(redacted(caught.value, key))
+    assert caught.value.partial is not None
+    caught.value.partial.raw["model"] = "lm-studio"
+    redacted(caught.value, "lm-studio")  # the key that local servers are given may be a word of the answer
+    assert caught.value.partial.raw["model"] == "lm-studio"
 
 
 NOW = 1_790_000_000.0

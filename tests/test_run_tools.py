@@ -511,20 +511,24 @@ def test_an_async_function_runs_in_the_loop_of_the_run(served: Served) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("bound", [False, True])
-def test_async_functions_wait_for_no_thread(served: Served, bound: bool) -> None:
-    llm, _ = served(calls(("block", ""), ("free", "")), says("ok"))
+@pytest.mark.parametrize("name", ["free", "Free"])
+def test_async_functions_wait_for_no_thread(served: Served, name: str) -> None:
+    llm, _ = served(calls(("block", ""), (name, "")), says("ok"))
     freed = threading.Event()
 
     def block() -> bool:
         return freed.wait(5)
 
-    async def free(times: int = 1) -> None:
+    async def free() -> None:
         freed.set()
+
+    class Free:
+        async def __call__(self) -> None:
+            freed.set()
 
     async def main() -> None:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
-        tools = [block, functools.partial(free, times=2) if bound else free]
+        tools = [block, free, Free()]
         assert (await llm.arun_tools("hi", tools)).tool_results[0].output == "true"
 
     asyncio.run(main())

@@ -20,6 +20,7 @@ CASES = {
     "comments alone dispatch nothing": (b": ping\n\n: ping\n\n", []),
     "other fields": (b"event: x\nid: 1\nretry: 5\ndata: a\n\n", [b"a"]),
     "CRLF": (b"data: a\r\n\r\ndata: b\r\n\r\n", [b"a", b"b"]),
+    "CRLF inside an event": (b"data: a\r\ndata: b\r\n\r\n", [b"a\nb"]),
     "CR": (b"data: a\r\rdata: b\r\r", [b"a", b"b"]),
     "one BOM is dropped": (b"\xef\xbb\xbfdata: a\n\n", [b"a"]),
     "only one BOM": (b"\xef\xbb\xbf\xef\xbb\xbfdata: a\n\n", []),

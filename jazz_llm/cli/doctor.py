@@ -47,11 +47,13 @@ TOOL: dict[str, Any] = {"type": "function", "function": {"name": "paint", "descr
 SLOTS, METRICS = "/slots", "/metrics"
 _RUNNING = re.compile(
     r"^(?:vllm:num_requests_running|sglang:num_running_reqs|llamacpp:requests_processing|tgi_batch_current_size)"
-    r"(?:\{[^}]*\})?\s+([0-9.e+]+)\s*$",
+    r"(?:\{[^}]*\})?\s+([0-9]{1,18}(?:\.[0-9]{1,18})?(?:e\+[0-9]{1,2})?)\s*$",
     re.MULTILINE,
 )
 PATIENCE = 5.0  # seconds for the server to notice
 LOOK = 0.02  # seconds between two looks
+LONGEST = 60.0  # seconds that a stream is listened to
+MOST = 4 * 2**20  # bytes of an answer that are read here: a server may never stop
 
 
 class Finding(NamedTuple):
@@ -71,6 +73,7 @@ class Stream:
     reads: int = 0  # that held an event
     first_ms: float = 0.0
     refused: str = ""  # what the server said to stream_options
+    text: str = ""  # of an answer that is no stream
 
     def chunks(self) -> list[Any]:
         """Return the events, read as JSON."""
@@ -152,10 +155,10 @@ def _report_stream(llm: OpenAICompatibleLLM) -> None:
 def _streaming(llm: OpenAICompatibleLLM, stream: Stream) -> Finding:
     answer = _read(llm, stream, {"stream_options": {"include_usage": True}})
     if answer.status_code in (400, 422):
-        stream.refused = _shown(answer.text)
+        stream.refused = _shown(stream.text)
         answer = _read(llm, stream, {})
     if not answer.is_success:
-        return Finding(NO, f"HTTP {answer.status_code}: {_shown(answer.text)}")
+        return Finding(NO, f"HTTP {answer.status_code}: {_shown(stream.text)}")
     if not stream.payloads:
         return Finding(NO, f"the answer is {_shown(stream.content_type) or 'nothing'}, no event stream")
     pace = f"{len(stream.payloads)} events in {stream.reads} reads, the first after {stream.first_ms:.0f} ms"
@@ -172,18 +175,29 @@ def _read(llm: OpenAICompatibleLLM, stream: Stream, more: dict[str, Any]) -> htt
     with llm.client.stream("POST", llm._config.url, content=body, headers=headers) as answer:
         stream.http_version, stream.content_type = answer.http_version, answer.headers.get("content-type", "")
         if not answer.is_success or not stream.content_type.startswith("text/event-stream"):
-            answer.read()
+            stream.text = _start_of(answer).decode("utf-8", "replace")
             return answer
-        decoder = SSEDecoder(2**20)
+        decoder, received = SSEDecoder(), 0
         for data in answer.iter_raw():
+            received += len(data)
             payloads = decoder.feed(data)
             if payloads and not stream.payloads:
                 stream.first_ms = (time.monotonic() - sent) * 1000
             stream.payloads += payloads
             stream.reads += bool(payloads)
-            if b"[DONE]" in payloads or len(stream.payloads) > 10 * ENOUGH:
+            if b"[DONE]" in payloads or received > MOST or time.monotonic() - sent > LONGEST:
                 break
     return answer
+
+
+def _start_of(answer: httpx.Response) -> bytes:
+    """Return the body, or as much of it as is read here."""
+    body = bytearray()
+    for data in answer.iter_bytes():
+        body += data
+        if len(body) > MOST:
+            break
+    return bytes(body)
 
 
 def _usage(stream: Stream) -> Finding:
@@ -239,11 +253,18 @@ def _stopped(llm: OpenAICompatibleLLM, ask: Callable[[OpenAICompatibleLLM], obje
 
 def _running(llm: OpenAICompatibleLLM) -> float | None:
     """Return how many requests the server is working on, by its own count; None where it has none."""
-    slots = llm.client.get(SLOTS)
-    if slots.is_success:
-        try:
-            return float(sum(bool(slot["is_processing"]) for slot in slots.json()))
-        except (ValueError, LookupError, TypeError):
-            pass
-    counts = _RUNNING.findall(llm.client.get(METRICS).text)
+    try:
+        return float(sum(bool(slot["is_processing"]) for slot in orjson.loads(_got(llm, SLOTS))))
+    except (ValueError, LookupError, TypeError):
+        pass
+    counts = _RUNNING.findall(_got(llm, METRICS).decode("utf-8", "replace"))
     return sum(map(float, counts)) if counts else None
+
+
+def _got(llm: OpenAICompatibleLLM, path: str) -> bytes:
+    """Return what the server answers, nothing where it has no such page."""
+    try:
+        with llm.client.stream("GET", path) as answer:
+            return _start_of(answer) if answer.is_success else b""
+    except httpx.DecodingError:
+        return b""

@@ -330,27 +330,27 @@ class Decoder:
             if not isinstance(item, dict):
                 return self._fail(_broken(f"A chunk of the stream is not an object: {_excerpt(item)}", retryable=False))
             if not self.over:
-                self._object(item if "choices" in item else unwrapped(item))
+                self._object(item if "choices" in item or says_error(item) else unwrapped(item))
 
     def _object(self, chunk: dict[str, Any]) -> None:
         usage = usage_of(chunk)
         self._usage = usage or self._usage
-        if says_error(chunk):
-            return self._fail(self._error(chunk))
-        self._merge_head(chunk)
+        if says_error(chunk):  # what its choices bring is part of ``partial``
+            self.failure = self._error(chunk)
+        else:
+            self._merge_head(chunk)
         choices = chunk.get("choices")
         for choice in choices if isinstance(choices, list) else ():
             if isinstance(choice, dict):
                 self._choice(choice)
+        if self.failure is not None:
+            return self._fail(self.failure)
         if usage is not None and not choices and self._content:
             self._ended = True
         self.finished = self._all_finished()
 
-    def _choice(self, choice: dict[str, Any], position: int = 0) -> ChoiceState | None:
-        """Take what a chunk brings of one choice; return the choice, None for an error."""
-        if says_error(choice, top=False):
-            self._fail(self._error(choice))
-            return None
+    def _choice(self, choice: dict[str, Any], position: int = 0) -> ChoiceState:
+        """Take what a chunk brings of one choice, an error last; return the choice."""
         index = choice.get("index", position)
         index = index if isinstance(index, int) and not isinstance(index, bool) else 0
         state = self._choices.get(index)
@@ -364,6 +364,8 @@ class Decoder:
             state.add_logprobs(logprobs)
         if state.finish_with(choice.get("finish_reason")):
             self._text(state, state.think.end())
+        if says_error(choice, top=False):
+            self._fail(self._error(choice))
         return state
 
     def _delta_of(self, state: ChoiceState, choice: dict[str, Any]) -> dict[str, Any]:

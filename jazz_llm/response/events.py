@@ -44,11 +44,11 @@ class EventDecoder(Decoder):
         state = self._answering()
         return "" if state is None else "".join(state.text)
 
-    def _choice(self, choice: dict[str, Any], position: int = 0) -> ChoiceState | None:
+    def _choice(self, choice: dict[str, Any], position: int = 0) -> ChoiceState:
         if self._first is not None:
             self._look(self._first)  # the texts before this chunk
         state = super()._choice(choice, position)
-        if state is not None and not self._whole:  # of a whole answer, thoughts are sorted out at its end
+        if not self._whole:  # of a whole answer, thoughts are sorted out at its end
             self._look(state)
         return state
 

@@ -46,7 +46,7 @@ def says_error(body: Mapping[str, Any], *, top: bool = True) -> bool:
         return True
     if body.get("choices"):
         return False
-    if body.get("success") is False or body.get("object") == "error" or body.get("type") == "error":
+    if body.get("success") is False or body.get("errors") or "error" in (body.get("object"), body.get("type")):
         return True
     if "choices" in body or not any(map(body.get, _MESSAGES)):
         return False
@@ -337,13 +337,26 @@ def page_title(html: str) -> str:
 
 
 def redacted(error: LLMError, secret: str | None) -> LLMError:
-    """Take the key out of everything the error says: some servers send it back."""
+    """Take the key out of everything the error holds: some servers send it back."""
     if secret is None or len(secret) < 4:
         return error
-    for name, value in vars(error).items():
-        if isinstance(value, str):
-            setattr(error, name, value.replace(secret, "***"))
-        elif isinstance(value, dict):
-            setattr(error, name, {k: v.replace(secret, "***") if isinstance(v, str) else v for k, v in value.items()})
+    escaped = json.dumps(secret)[1:-1]
+    # ``body`` may be JSON, in which PHP escapes slashes too.
+    spellings = re.compile("|".join(map(re.escape, (escaped.replace("/", "\\/"), escaped, secret))))
+    _redact(vars(error), spellings)
+    if error.partial is not None and len(secret) > 15:  # a shorter one ("lm-studio") may be a word of the answer itself
+        _redact(error.partial.raw, spellings)
     error.args = (error.message,)
     return error
+
+
+def _redact(fields: dict[str, Any], spellings: re.Pattern[str]) -> None:
+    """Replace the key in all texts below, in place and without recursion: a stranger's JSON may be deep."""
+    nodes: list[Any] = [fields]
+    while nodes:
+        node = nodes.pop()
+        for name, value in list(node.items() if isinstance(node, dict) else enumerate(node)):
+            if isinstance(value, str):
+                node[name] = spellings.sub("***", value)
+            elif isinstance(value, dict | list):
+                nodes.append(value)

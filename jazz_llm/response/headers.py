@@ -91,7 +91,7 @@ def _fullest(families: Iterable[_Family], headers: Mapping[str, str]) -> list[st
     return max(([headers.get(name) for name in family] for family in families), key=lambda found: 3 - found.count(None))
 
 
-_NUMBER = re.compile(r"[0-9]{1,18}(?:\.[0-9]{1,12})?")
+_NUMBER = re.compile(r"[0-9]{1,18}(?:\.[0-9]{1,20})?")
 
 
 def _number(text: str | None) -> float | None:
@@ -125,13 +125,13 @@ def _moment(text: str | None) -> float | None:
 
 
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
-_DURATION_PART = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)(ms|us|µs|ns|d|h|m|s)")
+_DURATION_PART = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,20})?)(ms|us|µs|ns|d|h|m|s)")
 
 
 def duration(text: str | None) -> float | None:
     """Return seconds of a Go duration (``1m26.4s``) or a bare number, None for anything else."""
     text = (text or "").strip()
-    if re.fullmatch(r"[0-9]{1,12}(?:\.[0-9]{1,12})?", text):
+    if re.fullmatch(r"[0-9]{1,12}(?:\.[0-9]{1,20})?", text):
         return float(text)
     if not text or _DURATION_PART.sub("", text):
         return None
@@ -144,7 +144,7 @@ _RETRY_DELAY = re.compile(r"retryDelay[\\\"': ]{1,8}([0-9][0-9.]{0,20}s)")
 _PROSE = re.compile(
     r"\b(?:try(?: your request)? again|retry(?:ing)?|wait)(?: (?:your|the|this) request)?"
     r"(?: (?:in|after|for|at least|about)){0,2} "
-    r"(?:([0-9]{1,9}(?:\.[0-9]{1,12})?) ?(milli)?(seconds?|secs?|minutes?|mins?|hours?)\b|([0-9][0-9.dhmsuµn]{0,40}))",
+    r"(?:([0-9]{1,9}(?:\.[0-9]{1,20})?) ?(milli)?(seconds?|secs?|minutes?|mins?|hours?)\b|([0-9][0-9.dhmsuµn]{0,40}))",
     re.IGNORECASE,
 )
 _PROSE_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}

@@ -120,6 +120,7 @@ _OVERFLOW = (
     r"|`inputs` tokens \+ `max_new_tokens` must be|total length of all messages is too long|prompt exceeds max length"
     r"|contextwindowexceeded|exceed_context_size|context size (?:has been|was) exceeded|exceeds? (?:the )?context window of"
     r"|context length is only \d+|input length \(\d+ tokens\) exceeds|exceeded max context length"
+    r"|exceed context limit|exceeded this model context window limit"
 )
 _PROSE: tuple[tuple[type[LLMStatusError], re.Pattern[str]], ...] = (
     (LLMContextLengthError, re.compile(_OVERFLOW)),
@@ -130,14 +131,14 @@ _PROSE: tuple[tuple[type[LLMStatusError], re.Pattern[str]], ...] = (
             r"|insufficient credits|not enough (?:balance|credit)|credit limit exceeded|spending (?:limit|cap)"
             r"|insufficient (?:account )?balance|key limit exceeded|budget has been exceeded|monthly included credits"
             r"|reached your specified (?:\w{1,20} )?api usage limits|reached your (?:session|hourly|daily|weekly|monthly) usage"
-            r"|usage limit reached for|calls / month|free-models-per-day|余额不足|欠费"
+            r"|usage limit reached for|calls / month|free-models-per-day|daily free allocation|余额不足|欠费"
         ),
     ),
     (
         LLMContentFilterError,
         re.compile(
             r"content management policy|prompt was flagged|input was flagged|violates? usage guidelines|safety_check_type"
-            r"|considered high risk|inappropriate content|rejected as a result of our safety system"
+            r"|considered high risk|content exists risk|inappropriate content|rejected as a result of our safety system"
         ),
     ),
     (
@@ -152,7 +153,8 @@ _PROSE: tuple[tuple[type[LLMStatusError], re.Pattern[str]], ...] = (
     (
         LLMNotFoundError,
         re.compile(
-            r"model not exist|unknown model|not a valid model|unexpected endpoint|no route for that uri|404 not_found"
+            r"model not exist|unknown model|not a valid model|model identifier is invalid"
+            r"|unexpected endpoint|no route for that uri|404 not_found"
             r"|no such model|model not found|model [^ ]{1,200} (?:does not exist|not found|is not found)"
             r"|has been decommissioned|invalid model(?: name| id| identifier)?(?: passed|:| '|\.|$)"
         ),
@@ -165,6 +167,7 @@ _PROSE: tuple[tuple[type[LLMStatusError], re.Pattern[str]], ...] = (
         LLMOverloadedError,
         re.compile(
             r"overloaded|(?:temporarily|currently) unavailable|(?:over|at) capacity|server (?:is )?busy|no available capacity"
+            r"|capacity temporarily exceeded"
         ),
     ),
 )

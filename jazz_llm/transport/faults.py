@@ -64,7 +64,7 @@ def named(code: int | None) -> str:
 def _nonsense(fault: ProtocolError, clock: Clock, host: str) -> LLMError:
     if clock.answering:
         return LLMResponseError(f"The answer of {host} breaks the rules of HTTP: {fault}", status_code=200)
-    return LLMResponseError(f"{host} does not speak HTTP: {fault}", status_code=None)
+    return LLMResponseError(f"{host} does not answer as HTTP demands: {fault}", status_code=None)
 
 
 class _Silent(logging.Filter):

@@ -157,7 +157,7 @@ LIMITS = {
     "openai": ({"limit-requests": "500", "remaining-requests": "0", "reset-requests": "120ms", "limit-tokens": "30000", "remaining-tokens": "29000", "reset-tokens": "6m0s"}, (500, 0, 0.12, 30000, 29000, 360.0)),
     "groq": ({"limit-requests": "14400", "reset-requests": "2m59.56s", "limit-tokens": "18000", "reset-tokens": "7.66s"}, (14400, None, 179.56, 18000, None, 7.66)),
     "azure": ({"limit-requests": "60", "remaining-requests": "59", "reset-requests": "10000", "reset-tokens": "60000"}, (60, 59, 10.0, None, None, 60.0)),
-    "cerebras": ({"limit-requests-day": "14400", "remaining-requests-day": "14399", "reset-requests-day": "33011.38", "limit-tokens-minute": "60000", "remaining-tokens-minute": "5", "reset-tokens-minute": "11.38"}, (14400, 14399, 33011.38, 60000, 5, 11.38)),
+    "cerebras": ({"limit-requests-day": "14400", "remaining-requests-day": "14399", "reset-requests-day": "33011.38", "limit-tokens-minute": "60000", "remaining-tokens-minute": "5", "reset-tokens-minute": "11.382867097854614"}, (14400, 14399, 33011.38, 60000, 5, 11.382867097854614)),
     "mistral": ({"limit-req-minute": "60", "remaining-req-minute": "59", "limit-tokens-minute": "500000", "remaining-tokens-minute": "499000", "tokens-query-cost": "30"}, (60, 59, None, 500000, 499000, None)),
     "together": ({"limit": "10.0", "remaining": "9.0", "reset": "0.5", "limit-tokens": "1000.0", "remaining-tokens": "999.5", "reset-tokens": "1"}, (10, 9, 0.5, 1000, 999, 1.0)),
     "fireworks": ({"limit-requests": "600", "remaining-requests": "599", "limit-tokens-prompt": "60000", "remaining-tokens-prompt": "59", "limit-tokens-generated": "6", "over-limit": "no"}, (600, 599, None, 60000, 59, None)),

@@ -43,24 +43,32 @@ INSTALL = {
 }
 
 
+def busy_slots(body: bytes) -> int:
+    """Count the slots that are generating, as llama.cpp lists them."""
+    return sum(slot["is_processing"] for slot in json.loads(body))
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """A model server as its operator sees it: its own address, and how many answers it is busy with."""
 
     port: int
     provider: str | None  # the row of the registry that tells how it behaves
+    host: str = HERE
+    path: str = "/slots"  # where it says what it is busy with
+    count: Callable[[bytes], int] = busy_slots
 
     def busy(self) -> int:
-        """Count the slots that are generating, over a connection of our own."""
-        connection = http.client.HTTPConnection(HERE, self.port, timeout=PATIENCE)
+        """Count the answers that it is at work on, over a connection of our own."""
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=PATIENCE)
         try:
-            connection.request("GET", "/slots")
-            return sum(slot["is_processing"] for slot in json.loads(connection.getresponse().read()))
+            connection.request("GET", self.path)
+            return self.count(connection.getresponse().read())
         finally:
             connection.close()
 
     def wait(self, busy: int, since: float | None = None, patience: float = 5.0) -> float:
-        """Wait until exactly so many slots are busy; return the seconds since ``since``, infinity where it never came."""
+        """Wait until it is busy with exactly so many answers; return the seconds since ``since``, or infinity."""
         start = time.monotonic()
         while self.busy() != busy:
             if time.monotonic() > start + patience:
@@ -87,22 +95,22 @@ class Front:
 class Process:
     """A process of our own in a session of its own, so that its children end with it; its output goes to a file."""
 
-    def __init__(self, command: list[str], folder: Path, port: int) -> None:
+    def __init__(self, command: list[str], folder: Path, port: int, *, patience: float = PATIENCE, **environment: str) -> None:
         self.log = folder / "log"
         # Were pytest itself killed, Linux ends the process too.
         guard = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
-        environment = {**os.environ, "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
+        environment = {**os.environ, "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder), **environment}
         with self.log.open("wb") as log:
             files = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
             self._popen = subprocess.Popen(guard + command, cwd=ROOT, env=environment, start_new_session=True, **files)
         try:
-            self._wait_for(port)
+            self._wait_for(port, patience)
         except BaseException:
             self.stop()
             raise
 
-    def _wait_for(self, port: int) -> None:
-        give_up = time.monotonic() + PATIENCE
+    def _wait_for(self, port: int, patience: float) -> None:
+        give_up = time.monotonic() + patience
         while self._popen.poll() is None and time.monotonic() < give_up:
             try:
                 socket.create_connection((HERE, port), 1).close()
@@ -110,6 +118,16 @@ class Process:
             except OSError:
                 time.sleep(0.01)
         pytest.fail(f"{self._popen.args} does not listen:\n{self.log.read_text(errors='replace')}")
+
+    @contextmanager
+    def showing_log(self) -> Iterator[None]:
+        """Print what the log gains, for pytest to show where the test fails."""
+        before = self.log.stat().st_size
+        try:
+            yield
+        finally:
+            log = self.log.read_bytes()[before:].decode(errors="replace")
+            print(f"--- log of {self._popen.args}\n{log}")  # noqa: T201 - pytest shows it where the test fails
 
     def signal(self, number: signal.Signals, answer: str) -> None:
         """Send a signal to the process, not to its children, and wait until its log has the words ``answer``."""

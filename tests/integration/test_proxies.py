@@ -68,16 +68,8 @@ def front(shared: Front) -> Iterator[Front]:
         yield shared
 
 
-@contextlib.contextmanager
-def showing_log(front: Front) -> Iterator[None]:
-    """Print what the front's log gains, for pytest to show where the test fails."""
-    before = front.process.log.stat().st_size if front.process else 0
-    try:
-        yield
-    finally:
-        if front.process:
-            log = front.process.log.read_bytes()[before:].decode(errors="replace")
-            print(f"--- log of {front.name}\n{log}")  # noqa: T201 - pytest shows it where the test fails
+def showing_log(front: Front) -> AbstractContextManager[None]:
+    return front.process.showing_log() if front.process else contextlib.nullcontext()
 
 
 @pytest.fixture
