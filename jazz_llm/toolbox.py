@@ -14,7 +14,7 @@ from .tools import Tool
 from .types import ToolCall
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # platform.openai.com/docs/api-reference/chat/create, tools
-_MODES = frozenset({"auto", "none", "required", "any"})  # "any" is Mistral's first word for "required"
+_MODES = (None, "auto", "none", "required", "any")  # "any" is Mistral's first word for "required"
 
 
 @dataclass(slots=True)
@@ -81,11 +81,11 @@ class Toolbox:
             function = choice.get("function")
             name = function.get("name") if isinstance(function, Mapping) else None
         else:
-            name = None if choice is None or choice in _MODES else choice
+            name = None if choice in _MODES else choice
         if name is None:
             self.forced = "required" if choice in ("required", "any") else None
             return choice
-        if name not in self._entries:
+        if not isinstance(name, str) or (name not in self._entries and not self._others):
             raise LLMInvalidRequestError(f"tool_choice: {self._unknown(name)}", param="tool_choice")
         self.forced = name
         return choice if isinstance(choice, Mapping) else {"type": "function", "function": {"name": name}}
@@ -137,7 +137,10 @@ def _object_in(call: ToolCall) -> dict[str, Any]:
 
 def _of_tool(where: str, given: Any) -> _Entry:
     """Return a tool's entry; what ``Tool.from_function`` made takes its arguments as the function's hints say."""
-    tool = given if isinstance(given, Tool) else Tool.from_function(given)
+    tool = given
+    if not isinstance(tool, Tool):
+        made = described(given)
+        tool = Tool(made.name, made.description, made.schema.json, given)
     schema = _schema_of_function(tool)
     converts = schema is not None
     if schema is None:

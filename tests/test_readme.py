@@ -11,13 +11,32 @@ from pathlib import Path
 import pytest
 
 from jazz_llm.local import LocalServer
-from jazz_llm.testing import FakeServer
+from jazz_llm.testing import FakeServer, Reply, Request
 
 from .provider_table import written
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+async def model(request: Request, reply: Reply) -> None:
+    """Answer as a model would that does what the README asks for."""
+    asked = request.json() if request.method == "POST" else {}
+    if request.path.endswith("/models"):
+        await reply.json({"data": [{"id": "gpt-4o-mini"}]})
+    elif request.path.endswith("/embeddings"):
+        await reply.json({"data": [{"index": i, "embedding": [0.5, 0.25]} for i, _ in enumerate(asked["input"])]})
+    elif asked.get("response_format"):
+        await reply.text('{"names": ["red", "green", "blue"]}')
+    elif asked.get("tools") and asked["messages"][-1]["role"] == "user":
+        call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Delft"}'}}
+        message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        await reply.json({"choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}]})
+    elif asked.get("stream"):
+        await reply.sse(["Hello, ", "world!"])
+    else:
+        await reply.text("Hello, world!")
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
@@ -28,15 +47,15 @@ def test_the_code_runs_as_written(code: str, monkeypatch: pytest.MonkeyPatch, tm
 
         path = tiny_model(tmp_path)
         monkeypatch.setattr(LocalServer.__init__, "__defaults__", (path,))
-    with FakeServer() as server:
+    with FakeServer(model) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
         exec(compile(code, "README.md", "exec"), {})
-        assert server.requests or "LocalServer" in code or "generate" not in code
+        assert server.requests or "LocalServer" in code or "=120.0)" in code or "ambiguous=False" in code  # those only construct
 
 
 def test_there_is_code() -> None:
-    assert len(BLOCKS) >= 9
+    assert len(BLOCKS) >= 15
 
 
 def test_its_table_of_providers_is_the_registrys() -> None:

@@ -189,7 +189,8 @@ def test_an_older_draft_is_obeyed() -> None:
 def test_references_inside_a_schema_are_followed() -> None:
     anchors = {"$defs": {"a": {"$anchor": "here", "type": "integer"}}, "properties": {"x": {"$ref": "#here"}}}
     ids = {"$id": "https://example.com/s", "$defs": {"a": {"$id": "/t", "type": "integer"}}, "properties": {"x": {"$ref": "https://example.com/t"}}}
-    for given in (anchors, ids):
+    inner = {"$id": "https://example.com/inner", "$defs": {"t": {"type": "integer"}}, "$ref": "#/$defs/t"}
+    for given in (anchors, ids, {"properties": {"x": inner}}):
         assert schema_of(given).check({"x": 1}) == []
         assert schema_of(given).check({"x": "1"}) == ["$.x: '1' is not of type 'integer'"]
 

@@ -225,6 +225,16 @@ def test_of_several_choices_the_first_is_read() -> None:
     assert [choice.text for choice in response.choices] == [TEXT, "not JSON"]
 
 
+def test_the_decoders_errors_hold_what_had_come() -> None:
+    decoder = Decoder(streams=False, schema=schema_of(City))
+    decoder.feed(choices("not JSON"))
+    decoder.end()
+    with pytest.raises(LLMStructuredOutputError) as caught:
+        decoder.result()
+    assert caught.value.partial is not None
+    assert caught.value.partial.text == "not JSON"
+
+
 def test_a_mocked_answer_is_checked_too(colour: Colour, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEBUG_MOCK_RESPONSES", json.dumps([TEXT, TEXT, "text", "more text"]))
     llm = OpenAICompatibleLLM("m", base_url="http://localhost:1")
@@ -359,4 +369,4 @@ def test_a_key_that_is_said_back_is_not_shown(colour: Colour, server: FakeServer
     with OpenAICompatibleLLM("m", "sk-secret-key", base_url=server.url) as llm, pytest.raises(LLMStructuredOutputError) as caught:
         colour.generate(llm, response_format=SCHEMA)
     error = caught.value
-    assert "sk-secret" not in repr((error, str(error), error.args, error.message, error.text))
+    assert "sk-secret" not in repr((error, str(error), error.args, error.message, error.text, error.errors))

@@ -371,11 +371,12 @@ def test_a_tools_name_as_the_choice_names_it() -> None:
         assert orjson.loads(call.body)["tool_choice"] == named
         assert call.tools is not None
         assert call.tools.forced == "weather"
+    assert wire(tools=[weather, SEARCH], tool_choice="$web_search")["tool_choice"]["function"]["name"] == "$web_search"
     allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}
     assert wire(tools=[weather], tool_choice=allowed)["tool_choice"] == allowed
 
 
-@pytest.mark.parametrize("choice", ["wether", {"type": "function", "function": {"name": "wether"}}, 5])
+@pytest.mark.parametrize("choice", ["wether", {"type": "function", "function": {"name": "wether"}}, {"function": {"name": ["weather"]}}, 5, ["weather"]])
 def test_a_choice_that_is_no_tool_is_refused(choice: Any) -> None:
     with pytest.raises(LLMInvalidRequestError, match=r"tool_choice: there is no tool .*; the tools are weather"):
         wire(tools=[weather], tool_choice=choice)
