@@ -12,7 +12,6 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Response
 
 from jazz_llm import (
-    LLMCapabilityError,
     LLMClosedError,
     LLMInvalidRequestError,
     LLMQuotaExceededError,
@@ -166,9 +165,3 @@ def test_an_error_of_the_users_own_transport_comes_through(colour: Colour) -> No
     with pytest.raises(ZeroDivisionError):
         colour.generate(llm)
     assert not llm._shared._calls
-
-
-def test_structured_output_is_refused_until_it_is_there(colour: Colour) -> None:
-    llm = OpenAICompatibleLLM("m", base_url="http://localhost")
-    with pytest.raises(LLMCapabilityError):
-        colour.generate(llm, response_format=dict)
