@@ -58,7 +58,7 @@ class Provider:
     ``ignores``: options that it drops without a word, so that they are refused here; ``structured`` says how it is told of a
     ``response_format``: as a JSON schema, as ``json_object`` with the schema in the prompt, or by the prompt alone; ``strict``:
     it takes schemas in OpenAI's strict subset; ``schema_field`` takes ``{"json": schema}`` besides; ``strict_tools``: strict
-    tools bind it where ``tool_choice`` is "auto" too; ``embeddings``: how it is asked for those, None where it has none.
+    tools bind it where ``tool_choice`` is "auto" too; ``forces_tools``: "required" or a tool's name binds it; ``embeddings``: how it is asked for those, None where it has none.
 
     What it does: ``streams_inside``: it notices only while it streams that nobody listens any more, or answers properly only
     then, so whole answers are asked for as streams too; ``closes_after_stream``: it promises to keep an HTTP/1.1 connection and
@@ -84,6 +84,7 @@ class Provider:
     strict: bool = False
     schema_field: str | None = None
     strict_tools: bool = False
+    forces_tools: bool = True
     embeddings: Embeddings | None = field(default_factory=Embeddings)
     streams_inside: bool = False
     closes_after_stream: bool = False
@@ -230,6 +231,7 @@ PROVIDERS: tuple[Provider, ...] = (
     ),
     Provider(
         name="moonshot",
+        forces_tools=False,
         source="platform.moonshot.ai/docs",
         base_url="https://api.moonshot.ai/v1",
         key_env=("MOONSHOT_API_KEY",),
@@ -387,6 +389,7 @@ PROVIDERS: tuple[Provider, ...] = (
     ),
     Provider(
         name="ollama",
+        forces_tools=False,
         source="ollama/ollama docs/openai.md",
         base_url="http://localhost:11434/v1",
         key_env=("OLLAMA_API_KEY",),

@@ -457,6 +457,8 @@ def _with_tools(row: Provider | None, options: Mapping[str, Any]) -> tuple[Toolb
 
     box = given if isinstance(given, Toolbox) else Toolbox(given)
     choice = box.choose(choice)
+    if box.forced is not None and row is not None and not row.forces_tools:
+        raise LLMCapabilityError(f"tool_choice: {row.name} cannot be made to call a tool.", provider=row.name)
     constrains = row.name if row is not None and row.strict_tools else None
     if box.strict and constrains is None and choice != "none" and (box.forced is None or box.told):
         # In ``run_tools`` the choice is "auto" from the second turn on.

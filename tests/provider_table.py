@@ -49,6 +49,8 @@ def differences(row: Provider) -> Iterator[str]:
         yield f"the schema of `response_format` in `{row.schema_field}` too"
     if row.strict_tools:
         yield "strict tools bind it whatever `tool_choice` is"
+    if not row.forces_tools:
+        yield "cannot be made to call a tool"
     if row.embeddings is None:
         yield "no embeddings"
     elif row.embeddings != Embeddings():

@@ -382,6 +382,16 @@ def test_a_choice_that_is_no_tool_is_refused(choice: Any) -> None:
         wire(tools=[weather], tool_choice=choice)
 
 
+@pytest.mark.parametrize("choice", ["required", "weather_of", {"type": "function", "function": {"name": "weather_of"}}])
+def test_a_provider_that_cannot_be_made_to_call_a_tool_is_not_asked(choice: Any) -> None:
+    tool = {"type": "function", "function": {"name": "weather_of", "parameters": {"type": "object", "properties": {}}}}
+    with FakeServer() as server, OpenAICompatibleLLM("m", base_url=server.url, provider="ollama") as llm:
+        with pytest.raises(LLMCapabilityError, match="ollama cannot be made to call a tool"):
+            llm.generate("hi", tools=[tool], tool_choice=choice)
+        assert not server.requests
+        assert llm.generate("hi", tools=[tool], tool_choice="auto").text
+
+
 @pytest.mark.parametrize("tool", [strict_of("s"), Tool("s", parameters={"type": "object", "properties": {"a": {"type": "string"}}}, strict=True)])
 def test_a_strict_tool_needs_a_promise(tool: Any) -> None:
     for choice in (None, "auto"):

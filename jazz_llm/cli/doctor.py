@@ -219,10 +219,10 @@ def _json_schema(llm: OpenAICompatibleLLM) -> Finding:
 
 def _tools(llm: OpenAICompatibleLLM) -> Finding:
     try:
-        response = _answer(llm, tools=[TOOL], tool_choice="required")
+        response = _answer(llm, extra_body={"tools": [TOOL], "tool_choice": "required"})
         refused = ""
     except LLMStatusError as error:
-        response = _answer(llm, "Paint the wall blue.", tools=[TOOL])
+        response = _answer(llm, "Paint the wall blue.", extra_body={"tools": [TOOL]})
         refused = f"; tool_choice='required' is refused: {_shown(error.message)}"
     calls = ", ".join(f"{call.name}({call.raw_arguments})" for call in response.tool_calls)
     return Finding(YES if calls else NO, (calls or f"no call came{'' if refused else ', though one was required'}") + refused)
