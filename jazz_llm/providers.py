@@ -58,7 +58,8 @@ class Provider:
     ``ignores``: options that it drops without a word, so that they are refused here; ``structured`` says how it is told of a
     ``response_format``: as a JSON schema, as ``json_object`` with the schema in the prompt, or by the prompt alone; ``strict``:
     it takes schemas in OpenAI's strict subset; ``schema_field`` takes ``{"json": schema}`` besides; ``strict_tools``: strict
-    tools bind it where ``tool_choice`` is "auto" too; ``forces_tools``: "required" or a tool's name binds it; ``embeddings``: how it is asked for those, None where it has none.
+    tools bind it where ``tool_choice`` is "auto" too; ``forces_tools``: "required" or a tool's name binds it; ``embeddings``:
+    how it is asked for those, None where it has none.
 
     What it does: ``streams_inside``: it notices only while it streams that nobody listens any more, or answers properly only
     then, so whole answers are asked for as streams too; ``closes_after_stream``: it promises to keep an HTTP/1.1 connection and
