@@ -492,7 +492,9 @@ class AsyncConnection:
         clock = alarm.clock
         clock.sent = self._write(self.protocol.outgoing())
         if not clock.sent:
-            self._ended("closed")
+            self.socket.drain()  # a GOAWAY may say which of the others were processed
+            if not self.socket.closed:
+                self._ended("closed")
         elif exchange.unsent is None and not self.socket.backlog:
             clock.waiting()
         else:

@@ -54,21 +54,27 @@ class LoopSocket:
         except NotImplementedError:
             self._reader = self._loop.create_task(self._read_by_completion())
 
-    def read(self) -> None:
-        """Read what is there, once."""
+    def read(self) -> bool:
+        """Read what is there, once; return whether anything was."""
         if self.closed:
-            return
+            return False
         try:
             data = self._sock.recv(READ_SIZE)  # as cheap as recv_into a shared buffer and a copy of what came
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError as error:
             self.on_end(error.strerror or str(error))
-            return
+            return False
         if data:
             self.on_data(data)
         else:
             self.on_end("")
+        return bool(data)
+
+    def drain(self) -> None:
+        """Read all that has come, where the peer takes nothing more."""
+        while self.read():
+            pass
 
     def write(self, data: bytes) -> bool:
         """Send, or keep what the socket does not take now; False where the peer takes nothing any more."""

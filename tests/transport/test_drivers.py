@@ -9,6 +9,7 @@ import socketserver
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,7 @@ from jazz_llm.transport import aio, sockets
 from jazz_llm.transport.httpx_transports import AsyncHTTPTransport, HTTPTransport
 
 from ..colours import Async, Sync
+from ..frame_server import Answer, FrameServer, serving
 
 Colour = Sync | Async
 REFUSED_STREAM = 7
@@ -41,6 +43,35 @@ def test_a_request_that_is_sent_again_still_has_its_deadlines(colour: Colour) ->
         with llm, ThreadPoolExecutor(1) as threads:
             assert isinstance(threads.submit(colour.generate, llm).exception(5), LLMTimeoutError)
         assert len(server.requests) == 2
+
+
+def test_a_goaway_that_came_before_a_failed_write_counts_for_the_others() -> None:
+    """The server says that it did not process the first, and hangs up; the second finds that out by its write."""
+
+    async def serve(answer: Answer) -> None:
+        connection = answer.connection
+        if connection.number > 1:
+            return answer.good()
+        asked.set()
+        await asyncio.to_thread(go.wait, 5)
+        connection.goaway(0)
+        await connection.drained()
+        connection.tcp_reset()
+        hung_up.set()
+
+    async def main() -> list[str]:
+        async with OpenAICompatibleLLM("m", base_url=server.url, http2="prior_knowledge", max_retries=0) as llm:
+            first = asyncio.create_task(llm.agenerate("hi"))
+            await asyncio.to_thread(asked.wait, 5)
+            second = asyncio.create_task(llm.agenerate("hi"))
+            go.set()
+            hung_up.wait(5)  # this loop stands still: it reads nothing before the second has written
+            return [response.text for response in await asyncio.gather(first, second)]
+
+    asked, go, hung_up = threading.Event(), threading.Event(), threading.Event()
+    with FrameServer(serving(serve)) as server:
+        assert asyncio.run(main()) == ["Hello", "Hello"]
+        assert len(server.connections) == 2
 
 
 @pytest.mark.parametrize(("provider", "connections"), [(None, [1, 1]), ("llamacpp", [1, 2])])
