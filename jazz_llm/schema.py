@@ -161,8 +161,16 @@ def _bounded(step: Callable[[Any], Any], value: Any) -> Any:
     except RecursionError:
         errors = ["it is nested too deeply"]
     except Exception as error:
-        errors = [f"{type(error).__name__}: {error}"]
+        errors = [_said(error)]
     raise SchemaError(errors)
+
+
+def _said(error: Exception) -> str:
+    """Return what an exception says; that of a user's class may fail to."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
 
 
 def load(text: str) -> Any:
@@ -253,7 +261,7 @@ def _made(given: Any, what: str) -> Schema:
         adapter = pydantic.TypeAdapter(_rebuilt(given, {}))
         schema = adapter.json_schema()
     except Exception as error:  # an annotation that leads nowhere, a type without a schema
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        reason = _said(error).partition("\n")[0]
     else:
         return Schema(getattr(given, "__name__", str(given)), schema, _Type(adapter))
     raise LLMInvalidRequestError(f"{what}: no schema can be made of {given!r:.80}: {reason[:300]}", param=what)
@@ -506,6 +514,23 @@ def _additional_properties(validator: Any, inner: Any, instance: Any, schema: An
         yield _misfit(f"additional properties are not allowed: {', '.join(map(repr, extras[:_MAX_ERRORS]))}")
 
 
+def _any_of(validator: Any, inners: Any, instance: Any, _: Any) -> Iterator[Any]:
+    """Look for one that fits: jsonschema keeps every error of the others, 2 KB for each value of a long list."""
+    if not any(_fits(validator, inner, instance) for inner in inners):
+        yield _misfit("it is not valid under any of the given schemas (anyOf)")
+
+
+def _one_of(validator: Any, inners: Any, instance: Any, _: Any) -> Iterator[Any]:
+    fitting = sum(_fits(validator, inner, instance) for inner in inners)
+    if fitting != 1:
+        yield _misfit(f"it is valid under {fitting or 'none'} of the given schemas, not under one (oneOf)")
+
+
+def _fits(validator: Any, inner: Any, instance: Any) -> bool:
+    _WATCH.get().look()  # a message of jsonschema's holds the whole value: with every level of a deep one, once more
+    return next(validator.descend(instance, inner), None) is None
+
+
 def _unique_items(validator: Any, asked: Any, instance: Any, _: Any) -> Iterator[Any]:
     """Compare by hash: jsonschema compares each object with each."""
     if asked and validator.is_type(instance, "array") and len(set(map(_key, instance))) < len(instance):
@@ -516,6 +541,8 @@ _OWN: dict[str, Callable[..., Iterator[Any]]] = {
     "pattern": _pattern,
     "patternProperties": _pattern_properties,
     "additionalProperties": _additional_properties,
+    "anyOf": _any_of,
+    "oneOf": _one_of,
     "uniqueItems": _unique_items,
 }
 
@@ -525,12 +552,17 @@ def _misfit(message: str) -> Any:
 
 
 def _key(value: Any) -> Any:
-    """Return what is equal for values that JSON schema calls equal: 1 and 1.0 are, 1 and true are not."""
+    """Return what is equal for values that JSON schema calls equal: 1 and 1.0 are, 1 and true are not.
+
+    A number is its text there: a stranger can write numbers that have one hash, of texts nobody knows the hash before.
+    """
     if isinstance(value, dict):
         return frozenset((name, _key(item)) for name, item in value.items())
     if isinstance(value, list):
         return tuple(map(_key, value))
-    return (bool, value) if isinstance(value, bool) else value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, str) else (type(value) is bool, str(value))
 
 
 # --- OpenAI's strict subset -------------------------------------------------------------------------------------------

@@ -68,8 +68,8 @@ class EventDecoder(Decoder):
             told.refusal = len(state.refusal)
         if state.touched:
             self._look_at_calls(state, told)
-        if told.open and (ended or state.finish != told.finish):
-            told.finish = state.finish
+        if told.open and (ended or (state.finish is not None and not told.finished)):
+            told.finished = True  # the first finish alone: a stranger may send many, and each look costs what the calls are long
             told.open = [at for at in told.open if not self._is_candidate(state, at, ended=ended)]
 
     def _look_at_calls(self, state: ChoiceState, told: _Told) -> None:
@@ -105,11 +105,11 @@ class EventDecoder(Decoder):
 class _Told:
     """How much of a choice has been told."""
 
-    __slots__ = ("calls", "finish", "open", "reasoning", "refusal", "sizes", "text")
+    __slots__ = ("calls", "finished", "open", "reasoning", "refusal", "sizes", "text")
 
     def __init__(self) -> None:
         self.reasoning = self.text = self.refusal = 0  # pieces
-        self.finish: str | None = None
+        self.finished = False
         self.calls: list[ToolCall] = []  # id and name, as they were told last
         self.sizes: list[int] = []  # of their arguments
         self.open: list[int] = []  # those of them that were not yet whole
