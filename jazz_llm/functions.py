@@ -15,7 +15,7 @@ from typing import Annotated, Any, Optional
 from weakref import WeakKeyDictionary
 
 from .errors import LLMConfigurationError, LLMInvalidRequestError
-from .schema import Schema, _rebuilt, _Type, library
+from .schema import Schema, _rebuilt, _Type, library, said
 
 _KINDS = inspect.Parameter
 _REFUSED = {_KINDS.VAR_POSITIONAL: "*args", _KINDS.VAR_KEYWORD: "**kwargs", _KINDS.POSITIONAL_ONLY: "positional-only"}
@@ -79,7 +79,7 @@ def _described(function: Callable[..., Any]) -> Described:
     except LLMInvalidRequestError as error:
         reason = error.message
     except Exception as error:  # a hint that leads nowhere, a type that pydantic or JSON has no form for
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        reason = said(error).partition("\n")[0]
     raise LLMInvalidRequestError(f"tools: no schema can be made of {name}(): {reason[:300]}", param="tools")
 
 

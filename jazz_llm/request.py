@@ -452,6 +452,8 @@ def _with_tools(row: Provider | None, options: Mapping[str, Any]) -> tuple[Toolb
     """Return the tools, None where there are none, and the options with them and ``tool_choice`` as they go on the wire."""
     given, choice = options.get("tools"), options.get("tool_choice")
     if given is None or given in ([], ()):
+        if choice not in (None, "auto", "none") and "tools" not in (options.get("extra_body") or {}):
+            raise LLMInvalidRequestError(f"tool_choice is {choice!r:.100}, but there are no tools.", param="tool_choice")
         return None, {**options, "tools": None}
     from .toolbox import Toolbox
 

@@ -161,11 +161,11 @@ def _bounded(step: Callable[[Any], Any], value: Any) -> Any:
     except RecursionError:
         errors = ["it is nested too deeply"]
     except Exception as error:
-        errors = [_said(error)]
+        errors = [said(error)]
     raise SchemaError(errors)
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """Return what an exception says; that of a user's class may fail to."""
     try:
         return f"{type(error).__name__}: {error}"
@@ -261,7 +261,7 @@ def _made(given: Any, what: str) -> Schema:
         adapter = pydantic.TypeAdapter(_rebuilt(given, {}))
         schema = adapter.json_schema()
     except Exception as error:  # an annotation that leads nowhere, a type without a schema
-        reason = _said(error).partition("\n")[0]
+        reason = said(error).partition("\n")[0]
     else:
         return Schema(getattr(given, "__name__", str(given)), schema, _Type(adapter))
     raise LLMInvalidRequestError(f"{what}: no schema can be made of {given!r:.80}: {reason[:300]}", param=what)

@@ -219,6 +219,8 @@ def _tool_call(call: Any) -> Any:
 
 def _sendable(message: Message) -> Message:
     """Return the model's turn as servers take it back: their templates fail on arguments that are no JSON object."""
+    if isinstance(message.content, str):
+        message = replace(message, content=message.content.encode("utf-8", "replace").decode())
     calls = message.tool_calls or []
     if all(_is_object(call) for call in calls):
         return message
@@ -228,6 +230,7 @@ def _sendable(message: Message) -> Message:
 
 def _is_object(call: ToolCall) -> bool:
     try:
+        call.raw_arguments.encode()  # half a surrogate pair cannot be sent back
         return isinstance(load(call.raw_arguments), dict)
-    except SchemaError:
+    except (SchemaError, UnicodeEncodeError):
         return False

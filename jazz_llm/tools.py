@@ -56,11 +56,12 @@ class CallMerger:
     (Gemini), keep it at 0 for every call, start it at 1 (Anthropic), repeat the id in each fragment (Baseten) or send none.
     """
 
-    __slots__ = ("_by_index", "_calls")
+    __slots__ = ("_by_id", "_by_index", "_calls")
 
     def __init__(self) -> None:
-        self._calls: list[dict[str, Any]] = []
-        self._by_index: dict[int, dict[str, Any]] = {}
+        self._calls: list[_Merging] = []
+        self._by_index: dict[int, _Merging] = {}
+        self._by_id: dict[str, _Merging] = {}  # the first that had it
 
     def feed(self, fragment: dict[str, Any]) -> int | None:
         """Take one fragment, an entry of ``delta.tool_calls``; return which call it belongs to, None for one said again."""
@@ -70,66 +71,100 @@ class CallMerger:
         call = self._call_of(_text(fragment.get("id")), fragment.get("index"), name, arguments)
         if call is None:
             return None
-        call["name"] = _joined_name(call["name"], name)
-        call["arguments"] += arguments
+        call.name = _joined_name(call.name, name)
+        call.pieces.append(arguments)
+        call.size += len(arguments)
         if isinstance(extra := fragment.get("extra_content"), dict):
-            call["extra"]["extra_content"] = extra
-        at: int = call["at"]
-        return at
+            call.extra["extra_content"] = extra
+        return call.at
+
+    def head(self, at: int) -> ToolCall:
+        """Return what is known of a call but its arguments."""
+        call = self._calls[at]
+        return ToolCall(call.given or call.made, call.name, {}, "", call.extra)
+
+    def since(self, at: int, size: int) -> str:
+        """Return what came of a call's arguments after their first ``size`` characters."""
+        call, taken = self._calls[at], []
+        missing = call.size - size
+        for piece in reversed(call.pieces):
+            if missing <= 0:
+                break
+            taken.append(piece[-missing:])
+            missing -= len(piece)
+        return "".join(reversed(taken))
 
     def so_far(self, at: int) -> ToolCall:
         """Return a call as far as it has come, its arguments not parsed."""
         call = self._calls[at]
-        return ToolCall(call["given"] or call["made"], call["name"], {}, call["arguments"], call["extra"])
+        return ToolCall(call.given or call.made, call.name, {}, call.arguments(), call.extra)
 
     def calls(self) -> list[ToolCall]:
         """Return the calls so far, in the order they began; one without an id gets one."""
-        return [
-            ToolCall(c["given"] or c["made"], c["name"], parse_arguments(c["arguments"]), c["arguments"], c["extra"])
-            for c in self._calls
-        ]
+        calls = [self.so_far(at) for at in range(len(self._calls))]
+        for call in calls:
+            call.arguments = parse_arguments(call.raw_arguments)
+        return calls
 
-    def _call_of(self, given: str, index: object, name: str, arguments: str) -> dict[str, Any] | None:
+    def _call_of(self, given: str, index: object, name: str, arguments: str) -> _Merging | None:
         """Return the call that a fragment belongs to, None where it only says again what is known."""
         known = self._known(given, index, name)
         if known is None:
             return self._start(given, index)
-        if not (name and known["name"]):
-            known["given"] = known["given"] or given
+        if not (name and known.name):
+            self._identify(known, given)
             return known
-        if is_whole(arguments) and is_whole(known["arguments"]):
+        if is_whole(arguments) and is_whole(known.arguments()):
             # A second whole call: with the same id and arguments it is the first, repeated.
-            return None if given and arguments == known["arguments"] else self._start(given, index)
-        if not (given or isinstance(index, int)) and name != known["name"]:
+            return None if given and arguments == known.arguments() else self._start(given, index)
+        if not (given or isinstance(index, int)) and name != known.name:
             return self._start(given, index)
         return known
 
-    def _known(self, given: str, index: object, name: str) -> dict[str, Any] | None:
+    def _known(self, given: str, index: object, name: str) -> _Merging | None:
         """Return the call that a fragment's id or index names, or the last one where it has neither."""
         numbered = self._by_index.get(index) if isinstance(index, int) else None
         if given:
-            same = next((c for c in self._calls if c["given"] == given), None)
-            if same is not None and not (name and isinstance(index, int) and same["index"] not in (index, None)):
+            same = self._by_id.get(given)
+            if same is not None and not (name and isinstance(index, int) and same.index not in (index, None)):
                 return same
             return None if name else numbered  # without a name, no call begins
         if isinstance(index, int):
             return numbered
         return self._calls[-1] if self._calls else None
 
-    def _start(self, given: str, index: object) -> dict[str, Any]:
-        call: dict[str, Any] = {
-            "at": len(self._calls),
-            "given": given,
-            "index": index if isinstance(index, int) else None,
-            "made": f"call_{uuid.uuid4().hex[:24]}",  # where no id is given
-            "name": "",
-            "arguments": "",
-            "extra": {},
-        }
+    def _start(self, given: str, index: object) -> _Merging:
+        call = _Merging(len(self._calls), index if isinstance(index, int) else None)
         self._calls.append(call)
+        self._identify(call, given)
         if isinstance(index, int):
             self._by_index[index] = call
         return call
+
+    def _identify(self, call: _Merging, given: str) -> None:
+        if given and not call.given:
+            call.given = given
+            self._by_id.setdefault(given, call)
+
+
+class _Merging:
+    """One call as it grows; its arguments in pieces, since joining them at each would make a long call's time quadratic."""
+
+    __slots__ = ("at", "extra", "given", "index", "made", "name", "pieces", "size")
+
+    def __init__(self, at: int, index: int | None) -> None:
+        self.at = at
+        self.index = index
+        self.given = ""
+        self.made = f"call_{uuid.uuid4().hex[:24]}"  # where no id is given
+        self.name = ""
+        self.pieces: list[str] = []
+        self.size = 0  # characters of the pieces
+        self.extra: dict[str, Any] = {}
+
+    def arguments(self) -> str:
+        """Return the arguments so far."""
+        return "".join(self.pieces)
 
 
 def _text(value: object) -> str:

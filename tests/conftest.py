@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,13 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no variable of the machine reach a test."""
     for name in VARIABLES & os.environ.keys():
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> None:
+    """Let processes of the tests be interrupted, also where pytest itself runs in the background of a shell (``pytest &``)."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="module")

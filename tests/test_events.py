@@ -7,6 +7,7 @@ import json
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -180,6 +181,15 @@ def test_calls_whose_pieces_alternate_are_told_at_the_finish() -> None:
     )
     assert [e.tool_call.raw_arguments for e in events if e.kind is CANDIDATE and e.tool_call] == ['{"n": 1}', "{}"]
     assert [e.kind for e in events][-2:] == [CANDIDATE, CANDIDATE]
+
+
+def test_one_finish_after_another_costs_no_look_at_the_calls() -> None:
+    half = '{"n": [' + "{}," * 20_000 + "{}"
+    decoder = EventDecoder(streams=True)
+    began = time.process_time()
+    decoder.feed(chunk(fragment(half, id="a", name="f")) + b"".join(chunk({}, "ab"[i % 2]) for i in range(2_000)))
+    assert [event.kind for event in decoder.events()] == [DELTA]
+    assert time.process_time() - began < 1.0
 
 
 def test_a_call_said_again_is_told_once() -> None:
@@ -713,6 +723,7 @@ def test_events_come_as_the_server_sends_them(llm: OpenAICompatibleLLM, script: 
         ("```js", None),
         ("Sure, here", None),
         ("[" * 100_000, None),
+        ('{"name": "\ud800', {"name": "?"}),
     ],
 )
 def test_half_written_json(text: str, value: Any) -> None:

@@ -25,6 +25,7 @@ from jazz_llm import (
     LLMResponseError,
     LLMResponseTooLargeError,
     LLMStreamTruncatedError,
+    LLMStructuredOutputError,
 )
 from jazz_llm.response import Decoder, decoder, error_from, rate_limits_of, redacted, request_id_of
 from jazz_llm.response.choice import ThinkSplitter
@@ -289,6 +290,20 @@ def test_what_is_no_answer_comes_with_the_error(body: bytes) -> None:
     error = failure(body, streams=False, headers={"content-type": "application/json"})
     assert isinstance(error, LLMResponseError)
     assert error.body == body[:4096].decode("utf-8", "ignore")
+
+
+def test_choices_without_end_are_given_up() -> None:
+    error = failure(*(chunk("a", "stop", index=i) for i in range(1001)), choices=2)
+    assert isinstance(error, LLMResponseError)
+    assert "more than 1000 choices" in error.message
+
+
+@pytest.mark.parametrize(("key", "text"), [("name", '{"name": 1}'), ("sk-0123456789abcdef", '{"***": 1}')])
+def test_a_short_key_may_be_a_word_of_the_answer(key: str, text: str) -> None:
+    given = f'{{"{key}": 1}}'
+    error = redacted(LLMStructuredOutputError(f"no: {given}", text=given, errors=[given]), key)
+    assert isinstance(error, LLMStructuredOutputError)
+    assert (error.text, error.errors, str(error)) == (text, [text], 'no: {"***": 1}')
 
 
 def test_a_policys_statuses_count_inside_a_200_too() -> None:

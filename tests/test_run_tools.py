@@ -30,6 +30,7 @@ from jazz_llm import (
 )
 from jazz_llm.request import wire_messages
 from jazz_llm.testing import FakeServer, Reply, Request
+from jazz_llm.tool_loop import _sendable
 
 from .colours import Async, Sync
 
@@ -610,3 +611,13 @@ def test_what_tools_need_is_said_before_sending(served: Served, colour: Colour, 
 
     raised(LLMConfigurationError, colour, llm, tools=[fresh])
     assert script.asked == []
+
+
+def test_what_cannot_be_sent_back_is_mended_in_the_transcript() -> None:
+    half = "\ud83d"
+    said = Message.assistant(f"a{half}", [ToolCall("1", "f", {}, f'{{"a": "{half}"}}')])
+    mended = _sendable(said)
+    assert mended.content == "a?"
+    assert mended.tool_calls is not None
+    assert mended.tool_calls[0].raw_arguments == "{}"
+    assert wire_messages([mended])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import traceback
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -370,3 +371,15 @@ def test_a_key_that_is_said_back_is_not_shown(colour: Colour, server: FakeServer
         colour.generate(llm, response_format=SCHEMA)
     error = caught.value
     assert "sk-secret" not in repr((error, str(error), error.args, error.message, error.text, error.errors))
+
+
+@pytest.mark.parametrize("finish", ["stop", "content_filter"])
+def test_a_key_that_the_server_says_back_is_in_no_traceback(server: FakeServer, script: Script, colour: Colour, finish: str) -> None:
+    key = "sk-very-secret-0123456789"
+    script.text, script.finish = json.dumps({"name": [key]}), finish
+    with OpenAICompatibleLLM("m", key, server.url) as llm, pytest.raises(LLMError) as caught:
+        colour.generate(llm, "x", response_format=City)
+    shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True).stack
+    ours = [f"{name}={value}" for frame in shown if "/jazz_llm/" in frame.filename for name, value in (frame.locals or {}).items()]
+    assert ours
+    assert not [text for text in ours if key in text]

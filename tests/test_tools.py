@@ -612,3 +612,13 @@ def test_nothing_is_imported_for_a_call_without_tools() -> None:
     code = "import sys, jazz_llm; from jazz_llm.request import prepare; prepare(jazz_llm.OpenAICompatibleLLM('m', 'k')._config, 'hi', {'seed': 1}, streams=True); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"pydantic", "jsonschema", "docstring_parser", "jazz_llm.toolbox", "jazz_llm.functions", "jazz_llm.tool_loop"} & set(loaded)
+
+
+@pytest.mark.parametrize("choice", ["required", "weather", {"type": "function", "function": {"name": "weather"}}])
+def test_a_choice_without_tools_is_refused(choice: Any) -> None:
+    llm = OpenAICompatibleLLM("m", base_url="http://localhost")
+    for tools in (None, []):
+        with pytest.raises(LLMInvalidRequestError, match="there are no tools"):
+            llm.generate("hi", tools=tools, tool_choice=choice)
+    call = prepare(llm._config, "hi", {"tool_choice": choice, "extra_body": {"tools": [{}]}}, streams=False)
+    assert orjson.loads(call.body)["tool_choice"] == choice

@@ -83,6 +83,16 @@ class ChoiceState:
         """Return the tool calls so far."""
         return [] if self._merger is None else self._merger.calls()
 
+    def call_head(self, at: int) -> ToolCall:
+        """Return what is known of one of ``touched`` but its arguments."""
+        assert self._merger is not None
+        return self._merger.head(at)
+
+    def arguments_since(self, at: int, size: int) -> str:
+        """Return what came of the arguments of one of ``touched`` after their first ``size`` characters."""
+        assert self._merger is not None
+        return self._merger.since(at, size)
+
     def call_so_far(self, at: int) -> ToolCall:
         """Return one of ``touched`` as far as it has come, its arguments not parsed."""
         assert self._merger is not None

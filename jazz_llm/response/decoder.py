@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 _JSON_STARTS = b'{[<"'
 _SSE_STARTS = (b"data:", b"event:", b"error:", b"retry:", b"id:", b":")
 _NOT_HEAD = PADDING | {"choices", "usage", "object"}
+_MOST_CHOICES = 1000  # OpenAI's most is 128; each costs a look at every chunk
 _LONGEST_START = max(map(len, _SSE_STARTS)) + 1
 
 
@@ -181,7 +182,10 @@ class Decoder:
     def _checked(self) -> LLMResponse[Any]:
         from .checks import checked
 
-        return checked(self.response(), self._schema, self._tools)
+        try:
+            return checked(self.response(), self._schema, self._tools)
+        except LLMError as error:
+            raise error.with_traceback(None)  # noqa: B904  # the same error, less the frames whose locals hold the answer
 
     def response(self) -> LLMResponse[Any]:
         """Return the answer as far as it has come."""
@@ -355,6 +359,9 @@ class Decoder:
         index = index if isinstance(index, int) and not isinstance(index, bool) else 0
         state = self._choices.get(index)
         if state is None:
+            if len(self._choices) >= _MOST_CHOICES:
+                self._fail(_broken(f"The answer has more than {_MOST_CHOICES} choices.", retryable=False))
+                return self._choices[min(self._choices)]
             state = self._choices[index] = ChoiceState(index, self._provider)
             if index == 0:
                 self._first = state

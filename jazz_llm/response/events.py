@@ -69,13 +69,13 @@ class EventDecoder(Decoder):
         if state.touched:
             self._look_at_calls(state, told)
         if told.open and (ended or (state.finish is not None and not told.finished)):
-            told.finished = True  # the first finish alone: a stranger may send many, and each look costs what the calls are long
+            told.finished = True  # the first finish alone: each look costs what the calls are long
             told.open = [at for at in told.open if not self._is_candidate(state, at, ended=ended)]
 
     def _look_at_calls(self, state: ChoiceState, told: _Told) -> None:
         touched, state.touched = state.touched, []
         for at in sorted({*touched, *range(len(told.calls), max(touched) + 1)}):
-            call = state.call_so_far(at)
+            call = state.call_head(at)
             if at == len(told.calls):
                 if told.open and self._is_candidate(state, told.open[-1]):
                     told.open.pop()
@@ -84,10 +84,11 @@ class EventDecoder(Decoder):
                 told.sizes.append(0)
             elif (call.id, call.name) != (told.calls[at].id, told.calls[at].name):
                 told.calls[at] = ToolCall(call.id, call.name)
-            elif len(call.raw_arguments) == told.sizes[at]:
+            elif not state.arguments_since(at, told.sizes[at]):
                 continue  # said again
-            self._events.append(StreamEvent(_CALL, call.raw_arguments[told.sizes[at] :], told.calls[at], index=state.index))
-            told.sizes[at] = len(call.raw_arguments)
+            more = state.arguments_since(at, told.sizes[at])
+            self._events.append(StreamEvent(_CALL, more, told.calls[at], index=state.index))
+            told.sizes[at] += len(more)
 
     def _is_candidate(self, state: ChoiceState, at: int, *, ended: bool = False) -> bool:
         """Tell of a call that is whole and fits; at the end of the answer also of one without arguments."""
@@ -125,6 +126,6 @@ def partial_json(text: str) -> Any:
         text = text[3:].rstrip().rstrip("`")
         text = text[4:] if text[:4].lower() == "json" else text
     try:
-        return from_json(text, allow_partial="trailing-strings")
+        return from_json(text.encode("utf-8", "replace"), allow_partial="trailing-strings")  # text may hold lone surrogates
     except ValueError:
         return None

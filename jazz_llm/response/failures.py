@@ -33,6 +33,7 @@ MAX_ERROR_BODY = 64 * 1024
 _MAX_BODY = 4096  # bytes of it that the error keeps
 _MAX_MESSAGE = 2000
 _MAX_WORD = 200
+_SECRET = 10  # characters of a key from which on it is no word of an answer; "lm-studio" and "EMPTY" may be
 
 
 def says_error(body: Mapping[str, Any], *, top: bool = True) -> bool:
@@ -343,9 +344,13 @@ def redacted(error: LLMError, secret: str | None) -> LLMError:
     escaped = json.dumps(secret)[1:-1]
     # ``body`` may be JSON, in which PHP escapes slashes too.
     spellings = re.compile("|".join(map(re.escape, (escaped.replace("/", "\\/"), escaped, secret))))
-    _redact(vars(error), spellings)
-    if error.partial is not None and len(secret) > 15:  # a shorter one ("lm-studio") may be a word of the answer itself
-        _redact(error.partial.raw, spellings)
+    fields = vars(error)
+    if len(secret) >= _SECRET:
+        _redact(error.partial.raw if error.partial is not None else {}, spellings)
+    else:
+        fields = {name: value for name, value in fields.items() if name not in ("text", "errors")}
+    _redact(fields, spellings)
+    vars(error).update(fields)
     error.args = (error.message,)
     return error
 
