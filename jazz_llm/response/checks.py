@@ -39,7 +39,7 @@ def _calls(response: LLMResponse[Any], tools: Toolbox) -> None:
                 _check_call(response, tools, call, choice.finish_reason)
     if tools.forced and not response.refusal and not any(tools.forced in ("required", call.name) for call in calls):
         asked = "a tool" if tools.forced == "required" else repr(tools.forced)
-        message = f"The model did not call {asked}, as tool_choice asked it to; not every server heeds that: see jazz-llm doctor."
+        message = f"The model did not call {asked}, as tool_choice asked it to; some servers ignore that (jazz-llm doctor)."
         raise LLMToolCallError(message, partial=response)
 
 
