@@ -20,7 +20,8 @@ import typing_extensions
 from pydantic import BaseModel, Field, RootModel, field_validator
 
 from jazz_llm import LLMCapabilityError, LLMConfigurationError, LLMError, LLMInvalidRequestError
-from jazz_llm.schema import Schema, SchemaError, schema_of, strict
+from jazz_llm.schema import Schema, SchemaError, schema_of
+from jazz_llm.strict import strict
 
 ITEM = TypeVar("ITEM")
 

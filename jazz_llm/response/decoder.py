@@ -138,7 +138,7 @@ class Decoder:
         if coding in ("gzip", "deflate", "x-gzip"):
             self._inflate = _Inflate()
         elif coding not in ("", "identity"):
-            self._fail(_broken(f"The answer is encoded with {coding[:40]!r}, which was not asked for.", retryable=False))
+            self._fail(broken(f"The answer is encoded with {coding[:40]!r}, which was not asked for.", retryable=False))
 
     def feed(self, data: bytes) -> list[str]:
         """Return the texts of choice 0 that ``data`` brings; after a failure those before it."""
@@ -153,7 +153,7 @@ class Decoder:
         except EventTooLargeError:
             self._fail(_too_large("an event of the stream is larger than max_event_bytes"))
         except zlib.error as error:
-            self._fail(_broken(f"The compressed answer is damaged: {error}.", retryable=True))
+            self._fail(broken(f"The compressed answer is damaged: {error}.", retryable=True))
         return self._texts
 
     def end(self) -> list[str]:
@@ -312,7 +312,7 @@ class Decoder:
             if chunk is not INVALID:
                 self._chunk(chunk)
             elif not at_end:  # cut short by the end of the connection it is only half an event
-                self._fail(_broken(f"An event of the stream is not JSON: {_excerpt(payload)}", retryable=False, body=payload))
+                self._fail(broken(f"An event of the stream is not JSON: {excerpt(payload)}", retryable=False, body=payload))
 
     def _done(self) -> None:
         self._last_texts()
@@ -332,7 +332,7 @@ class Decoder:
             return self._object(chunk)
         for item in chunk if isinstance(chunk, list) and chunk else [chunk]:
             if not isinstance(item, dict):
-                return self._fail(_broken(f"A chunk of the stream is not an object: {_excerpt(item)}", retryable=False))
+                return self._fail(broken(f"A chunk of the stream is not an object: {excerpt(item)}", retryable=False))
             if not self.over:
                 self._object(item if "choices" in item or says_error(item) else unwrapped(item))
 
@@ -360,7 +360,7 @@ class Decoder:
         state = self._choices.get(index)
         if state is None:
             if len(self._choices) >= _MOST_CHOICES:
-                self._fail(_broken(f"The answer has more than {_MOST_CHOICES} choices.", retryable=False))
+                self._fail(broken(f"The answer has more than {_MOST_CHOICES} choices.", retryable=False))
                 return self._choices[min(self._choices)]
             state = self._choices[index] = ChoiceState(index, self._provider)
             if index == 0:
@@ -428,13 +428,13 @@ class Decoder:
         self._head = answer
         choices = answer.get("choices")
         if not isinstance(choices, list) or set(map(type, choices)) != {dict}:
-            message = f"The answer has no choices: {_excerpt(body)}"
-            return self._fail(_broken(message, retryable=choices in (None, []), body=body))
+            message = f"The answer has no choices: {excerpt(body)}"
+            return self._fail(broken(message, retryable=choices in (None, []), body=body))
         for position, choice in enumerate(choices):
             self._choice(choice, position)
             given = isinstance(choice.get("message"), dict) or choice.get("text") or choice.get("delta")
             if not given and not self._says_why():
-                return self._fail(_broken(f"Choice {position} has no message: {_excerpt(body)}", retryable=False, body=body))
+                return self._fail(broken(f"Choice {position} has no message: {excerpt(body)}", retryable=False, body=body))
         for state in self._choices.values():
             state.whole_thoughts()
         if self._first is not None:
@@ -480,10 +480,10 @@ class Decoder:
         reason = first.finish_reason() if first is not None else None
         if not self._whole and not self._content and not self._all_finished():
             if self._ended:
-                return _broken("The stream ended with neither content nor a finish_reason.", retryable=True)
+                return broken("The stream ended with neither content nor a finish_reason.", retryable=True)
             kind = self._headers.get("content-type", "")
             if kind and not self._is_event_stream:
-                return _broken(f"The answer is no event stream but {kind[:80]!r}.", retryable=False)
+                return broken(f"The answer is no event stream but {kind[:80]!r}.", retryable=False)
             return LLMStreamTruncatedError("The stream ended before it began: no event came.", retryable=True)
         if not self._whole and not self._ended and not (self._choices and all(s.finish for s in self._choices.values())):
             return LLMStreamTruncatedError("The stream stopped before its end: no finish_reason, no [DONE].", retryable=True)
@@ -530,12 +530,14 @@ def inflated(body: bytes, headers: Mapping[str, str]) -> bytes:
         return body
 
 
-def _excerpt(body: object) -> str:
+def excerpt(body: object) -> str:
+    """Return the beginning of what came, on one line."""
     text = body.decode("utf-8", "replace") if isinstance(body, bytes) else repr(body)
     return " ".join(text.split())[:200] or "(empty)"
 
 
-def _broken(message: str, *, retryable: bool, body: bytes = b"") -> LLMResponseError:
+def broken(message: str, *, retryable: bool, body: bytes = b"") -> LLMResponseError:
+    """Make the error of an answer that is none; ``body`` is what came."""
     return LLMResponseError(message, retryable=retryable, status_code=200, body=body[:4096].decode("utf-8", "ignore"))
 
 
@@ -547,9 +549,9 @@ def not_an_answer(body: bytes) -> LLMResponseError:
     """Say what came where JSON should have been."""
     text = body.decode("utf-8", "replace")
     if not text.strip():
-        return _broken("The answer is empty.", retryable=True)
+        return broken("The answer is empty.", retryable=True)
     if text.lstrip().startswith("<"):
         title = page_title(text)
-        return _broken(f"The answer is a web page ({title!r}), not JSON: check base_url.", retryable=False, body=body)
+        return broken(f"The answer is a web page ({title!r}), not JSON: check base_url.", retryable=False, body=body)
     # JSON that begins well was most likely cut; anything else will be as wrong the next time.
-    return _broken(f"The answer is not JSON: {_excerpt(body)}", retryable=text.lstrip()[:1] == "{", body=body)
+    return broken(f"The answer is not JSON: {excerpt(body)}", retryable=text.lstrip()[:1] == "{", body=body)

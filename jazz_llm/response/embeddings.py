@@ -11,44 +11,23 @@ import math
 import struct
 from typing import Any
 
-from ..errors import LLMResponseError
-from ..types import LLMResponse
-from .decoder import Decoder, not_an_answer
-from .failures import says_error
-from .parsing import parse_json
+from .decoder import broken
+from .lists import ListDecoder
 
 
-class EmbeddingsDecoder(Decoder):
-    """Decode the answer to ``POST /embeddings`` as any whole answer is decoded; ``parsed`` of the result is the embeddings."""
+class EmbeddingsDecoder(ListDecoder):
+    """Decode the answer to ``POST /embeddings``."""
 
-    _embeddings: list[list[float]]
-
-    def _sniff(self, data: bytes) -> bytes:
-        return data  # there is no stream of embeddings
-
-    def _whole_answer(self, body: bytes) -> None:
-        answer = parse_json(body)
-        first = answer[0] if isinstance(answer, list) and answer else answer
-        if isinstance(first, dict) and says_error(first):
-            return self._fail(self._error(answer))
-        if not isinstance(answer, dict):
-            return self._fail(not_an_answer(body))
+    def _read(self, body: bytes, answer: Any) -> None:
         try:
-            self._embeddings = embeddings_of(answer, self._asked)
+            self._parsed = embeddings_of(answer, self._asked)
         except ValueError as error:
-            message = f"The answer is not the embeddings that were asked for: {error}."
-            self._fail(LLMResponseError(message, retryable=False, status_code=200))
-
-    def result(self) -> LLMResponse[Any]:
-        """Return an answer whose ``parsed`` is the embeddings, or raise what went wrong."""
-        if self.failure is not None:
-            raise self.failure
-        return LLMResponse(text="", parsed=self._embeddings)
+            self._fail(broken(f"The answer is not the embeddings that were asked for: {error}.", retryable=False, body=body))
 
 
-def embeddings_of(answer: dict[str, Any], asked: int) -> list[list[float]]:
+def embeddings_of(answer: Any, asked: int) -> list[list[float]]:
     """Return the embeddings of an answer's JSON in the order of the texts; ValueError says what is wrong with it."""
-    entries = answer.get("data")
+    entries = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(entries, list):
         raise ValueError("it has no list 'data'")  # noqa: TRY004  # what a stranger sent, no argument of a programmer's
     if len(entries) != asked:

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..errors import LLMResponseError
-from ..types import LLMResponse, ModelInfo
-from .decoder import Decoder, not_an_answer
-from .failures import says_error
-from .parsing import parse_json, text_or_none
+from ..types import ModelInfo
+from .decoder import broken, excerpt
+from .lists import ListDecoder
+from .parsing import text_or_none
 
 # Where the list is, best first, and where an entry has the name that a call is made with: Cloudflare's ``id`` is only a UUID.
 _NAMES = ("id", "name", "model", "slug")
@@ -34,30 +33,15 @@ _CONTEXT = (
 )
 
 
-class ModelsDecoder(Decoder):
-    """Decode the answer to ``GET /models`` as any whole answer is decoded; ``parsed`` of the result is the list."""
+class ModelsDecoder(ListDecoder):
+    """Decode the answer to ``GET /models``."""
 
-    _models: list[ModelInfo]
-
-    def _sniff(self, data: bytes) -> bytes:
-        self._whole = True  # there is no stream of models
-        return data
-
-    def _whole_answer(self, body: bytes) -> None:
-        answer = parse_json(body)
-        first = answer[0] if isinstance(answer, list) and answer else answer
-        if isinstance(first, dict) and says_error(first):
-            return self._fail(self._error(answer))
+    def _read(self, body: bytes, answer: Any) -> None:
         models = models_of(answer)
         if models is None:
-            return self._fail(_no_list(body, answer))
-        self._models = models
-
-    def result(self) -> LLMResponse[Any]:
-        """Return an answer whose ``parsed`` is the list, or raise what went wrong."""
-        if self.failure is not None:
-            raise self.failure
-        return LLMResponse(text="", parsed=self._models)
+            self._fail(broken(f"The answer is not a list of models: {excerpt(body)}", retryable=False, body=body))
+        else:
+            self._parsed = models
 
 
 def models_of(answer: Any) -> list[ModelInfo] | None:
@@ -118,10 +102,3 @@ def _count(value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value != value // 1:
         return None
     return int(value)
-
-
-def _no_list(body: bytes, answer: Any) -> LLMResponseError:
-    if not isinstance(answer, dict | list):
-        return not_an_answer(body)
-    excerpt = " ".join(body.decode("utf-8", "replace").split())[:200]
-    return LLMResponseError(f"The answer is not a list of models: {excerpt}", retryable=False, status_code=200)
