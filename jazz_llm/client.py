@@ -493,7 +493,7 @@ class OpenAICompatibleLLM:
     def _prepared(self, messages: Any, response_format: Any, options: Mapping[str, Any], *, streams: bool) -> Call:
         self._check_open()
         schema = None
-        if response_format is not None:
+        if response_format is not None and response_format != {"type": "text"}:  # OpenAI's word for none
             from .schema import schema_of
 
             schema = schema_of(response_format)

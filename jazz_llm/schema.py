@@ -247,7 +247,10 @@ def _of_type(given: Any, what: str) -> Schema:
     raise LLMInvalidRequestError(_NOT_A_TYPE.format(what=what, given=type(given).__name__), param=what)
 
 
-_NOT_A_TYPE = "{what} must be a pydantic model, a dataclass, a TypedDict or a JSON schema as a dict, not {given}."
+_NOT_A_TYPE = (
+    "{what} must be a pydantic model, a dataclass, a TypedDict or a JSON schema as a dict, not {given}; a list, say, can be a "
+    "field of a model."
+)
 
 
 @lru_cache(256)

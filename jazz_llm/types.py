@@ -55,19 +55,20 @@ class Message:
 
     @classmethod
     def user(
-        cls, content: str | list[dict[str, Any]], *, images: Sequence[str | os.PathLike[str] | bytes] | None = None
+        cls, content: str | list[dict[str, Any]] | None, *, images: Sequence[str | os.PathLike[str] | bytes] | None = None
     ) -> Message:
         """Make a turn of the person.
 
         ``images``: each the path of a PNG, JPEG, GIF or WebP file, its bytes (20 MB at most, either), or a URL
-        (``https://``, ``http://``, ``data:``), which is sent as it is. Files are read here. ``content`` "" sends no text part.
+        (``https://``, ``http://``, ``data:``), which is sent as it is. Files are read here. ``content`` "" or
+        None sends no text part.
 
         Raises ``LLMInvalidRequestError``, which names the image, where one cannot be read or is no such image.
         """
         parts = [] if images is None else image_parts(images)
         if not parts:
             return cls("user", content)
-        if isinstance(content, str):
+        if content is None or isinstance(content, str):
             content = [{"type": "text", "text": content}] if content else []
         return cls("user", [*content, *parts])
 
@@ -179,16 +180,22 @@ class LLMResponse(Generic[T]):
 
 
 class StreamEventKind(StrEnum):
-    """What a ``StreamEvent`` tells."""
+    """What a ``StreamEvent`` tells.
 
-    TOKEN_DELTA = "token_delta"  # noqa: S105  # no secret. ``text``: a piece of the answer
-    REASONING_DELTA = "reasoning_delta"  # ``text``: a piece of the reasoning
-    REFUSAL_DELTA = "refusal_delta"  # ``text``: a piece of a refusal
-    TOOL_CALL_DELTA = "tool_call_delta"  # ``text``: a piece of the arguments; ``tool_call``: id and name so far
-    TOOL_CALL_CANDIDATE = "tool_call_candidate"  # ``tool_call``: whole and validated; once a call
-    STRUCTURED_OUTPUT = "structured_output"  # ``parsed``: what ``response_format`` asked for; once
-    ERROR = "error"  # ``error``: what ended the stream; then only DONE follows
-    DONE = "done"  # ``response``: the answer, or what had come of it; once, the last
+    TOKEN_DELTA, REASONING_DELTA, REFUSAL_DELTA: ``text`` is a piece of the answer, the reasoning, a refusal. TOOL_CALL_DELTA:
+    ``text`` is a piece of a call's arguments, ``tool_call`` its id and name so far. TOOL_CALL_CANDIDATE: ``tool_call``, whole
+    and validated; once a call. STRUCTURED_OUTPUT: ``parsed`` is what ``response_format`` asked for; once. ERROR: ``error`` is
+    what ended the stream. DONE: ``response`` is the answer, or what had come of it; once, the last.
+    """
+
+    TOKEN_DELTA = "token_delta"  # noqa: S105  # no secret
+    REASONING_DELTA = "reasoning_delta"
+    REFUSAL_DELTA = "refusal_delta"
+    TOOL_CALL_DELTA = "tool_call_delta"
+    TOOL_CALL_CANDIDATE = "tool_call_candidate"
+    STRUCTURED_OUTPUT = "structured_output"
+    ERROR = "error"
+    DONE = "done"
 
 
 @dataclass(slots=True)

@@ -163,3 +163,7 @@ def test_a_missing_image_is_reported_before_the_call() -> None:
     with pytest.raises(LLMInvalidRequestError) as caught:
         Message.user("look", images=["/nowhere/a.png"])
     assert (caught.value.status_code, caught.value.retryable) == (None, False)
+
+
+def test_a_picture_needs_no_text() -> None:
+    assert Message.user(None, images=[PNG]) == Message.user("", images=[PNG])

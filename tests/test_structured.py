@@ -383,3 +383,10 @@ def test_a_key_that_the_server_says_back_is_in_no_traceback(server: FakeServer, 
     ours = [f"{name}={value}" for frame in shown if "/jazz_llm/" in frame.filename for name, value in (frame.locals or {}).items()]
     assert ours
     assert not [text for text in ours if key in text]
+
+
+def test_openais_word_for_plain_text_asks_for_nothing(colour: Colour) -> None:
+    with FakeServer() as server, OpenAICompatibleLLM("m", base_url=server.url) as llm:
+        response = colour.generate(llm, response_format={"type": "text"})
+        assert (response.text, response.parsed) == ("Hello, world!", None)
+        assert "response_format" not in server.requests[0].json()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Literal
 
 import pytest
+from pydantic import BaseModel
 
 from jazz_llm import LLMInvalidRequestError, LLMNotFoundError
 
@@ -41,3 +43,16 @@ def test_the_template_gets_its_arguments(colour: Colour, vllm_server: Server) ->
         by_effort = colour.generate(llm, reasoning_effort="none").usage.prompt_tokens
     assert stream.response is not None
     assert plain < told == stream.response.usage.prompt_tokens == by_effort
+
+
+@pytest.mark.parametrize("provider", ["vllm", None])
+def test_an_answer_fits_its_schema(colour: Colour, vllm_server: Server, provider: str | None) -> None:
+    class Paint(BaseModel):
+        colour: Literal["red", "green", "blue"]
+        coats: Literal[1, 2]
+
+    with vllm_server.client(provider=provider, max_tokens=60, extra_body={}) as llm:
+        assert isinstance(colour.generate(llm, response_format=Paint).parsed, Paint)
+        _, stream = colour.stream(llm, response_format=Paint.model_json_schema())
+    assert stream.response is not None
+    assert Paint.model_validate(stream.response.parsed)
