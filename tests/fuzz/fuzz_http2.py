@@ -188,10 +188,10 @@ class Run:
         number, size = self.stream(headed=headed), self.program.pick((FRAME_SIZE, FRAME_SIZE, FRAME_SIZE, 2))
         pieces = [block[at : at + size] for at in range(0, len(block), size)] or [b""]
         pieces[-1:] = pieces[-1:] if not self.rare() else []
-        for at, piece in enumerate(pieces):
-            self.unread += frame(
-                CONTINUATION if at else HEADERS, 4 * (at == len(pieces) - 1) | (0 if at else end), number, piece
-            )
+        self.unread += b"".join(  # at once: a large block in pieces of two bytes would take longer to make than to read
+            frame(CONTINUATION if at else HEADERS, 4 * (at == len(pieces) - 1) | (0 if at else end), number, piece)
+            for at, piece in enumerate(pieces)
+        )
 
     def head(self) -> None:
         self.section(self.program.pick(RESPONSES), self.program.byte() % 8 == 0, headed=False)
