@@ -67,7 +67,6 @@ class Finding(NamedTuple):
 class Stream:
     """One stream as it came over the wire."""
 
-    http_version: str = ""
     content_type: str = ""
     payloads: list[bytes] = field(default_factory=list)
     reads: int = 0  # that held an event
@@ -173,7 +172,7 @@ def _read(llm: OpenAICompatibleLLM, stream: Stream, more: dict[str, Any]) -> htt
     headers = {"content-type": "application/json", "accept": "text/event-stream"}
     sent = time.monotonic()
     with llm.client.stream("POST", llm._config.url, content=body, headers=headers) as answer:
-        stream.http_version, stream.content_type = answer.http_version, answer.headers.get("content-type", "")
+        stream.content_type = answer.headers.get("content-type", "")
         if not answer.is_success or not stream.content_type.startswith("text/event-stream"):
             stream.text = _start_of(answer).decode("utf-8", "replace")
             return answer
