@@ -1,4 +1,7 @@
-"""One class for every OpenAI-compatible LLM endpoint, synchronous and asynchronous, that never lies about a stream."""
+"""One class for every OpenAI-compatible LLM endpoint, synchronous and asynchronous, that never lies about a stream.
+
+PYTEST_DONT_REWRITE (to pytest, which would complain that a package with a plugin was imported before it could rewrite it)
+"""
 
 from ._version import __version__
 from .client import OpenAICompatibleLLM
@@ -27,6 +30,7 @@ from .errors import (
     LLMTimeoutError,
     LLMToolCallError,
 )
+from .hooks import ErrorRecord, Hooks, RequestRecord, ResponseRecord, RetryRecord
 from .retry import RetryPolicy
 from .streams import AsyncEventStream, AsyncTextStream, EventStream, TextStream
 from .tools import Tool
@@ -51,8 +55,10 @@ __all__ = [
     "AsyncTextStream",
     "CallMetrics",
     "Choice",
+    "ErrorRecord",
     "EventStream",
     "GenerateOptions",
+    "Hooks",
     "LLMAuthenticationError",
     "LLMCapabilityError",
     "LLMClosedError",
@@ -82,7 +88,10 @@ __all__ = [
     "ModelInfo",
     "OpenAICompatibleLLM",
     "RateLimits",
+    "RequestRecord",
+    "ResponseRecord",
     "RetryPolicy",
+    "RetryRecord",
     "StreamEvent",
     "StreamEventKind",
     "TextStream",

@@ -6,14 +6,19 @@ answer is asked for. ``tests/test_parity.py`` proves that the two texts are one.
 
 from __future__ import annotations
 
+import atexit
+import inspect
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
-from .config import POOL_ARGUMENTS, ApiKey, Config, configure, hide_key, warn_of_risks
+from .config import POOL_ARGUMENTS, ApiKey, Config, check_flag, configure, hide_key, warn_of_risks
 from .errors import LLMClosedError, LLMConfigurationError, LLMError
+from .hooks import Hooks
 from .mock import MockAnswers
 from .request import Call, endpoint_of, on_time, prepare, prepare_embeddings, prepare_models
 from .retry import RetryBudget, RetryPolicy
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
     from .transport.blocking import Pool
     from .transport.foreign import AsyncForeign, Foreign
 
+L = TypeVar("L", bound="OpenAICompatibleLLM")
 _AT_ONCE = 8  # requests for embeddings that one call has under way
 
 
@@ -59,6 +65,7 @@ class OpenAICompatibleLLM:
         transport, async_transport: httpx transports to use instead of the pools.
         provider: A name of the registry. None: found from ``base_url``, else plain OpenAI.
         chat_template_kwargs, extra_body: Added to every chat's body.
+        hooks: Functions to be told of each call; see ``Hooks``.
 
     Raises:
         LLMConfigurationError: An argument is wrong; the message names it.
@@ -96,6 +103,7 @@ class OpenAICompatibleLLM:
         provider: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         extra_body: Mapping[str, Any] | None = None,
+        hooks: Hooks | Sequence[Hooks] | None = None,
     ) -> None:
         arguments = {**locals(), "api_key": hide_key(api_key)}
         del arguments["self"], api_key
@@ -119,7 +127,89 @@ class OpenAICompatibleLLM:
         Raises:
             LLMConfigurationError: The name is not in the registry (a near one is shown), or an argument is wrong.
         """
+        arguments = _hidden(arguments)
         return cls(model, provider=name or "", **arguments)  # None would be the constructor's word for "find out"
+
+    @classmethod
+    def from_env(cls, prefix: str = "JAZZ_LLM__", **arguments: Any) -> Self:
+        """Make an instance from the environment: ``JAZZ_LLM__MODEL``, ``JAZZ_LLM__SEED``, any argument that text can say.
+
+        ``__`` leads to a part (``JAZZ_LLM__TIMEOUT__READ=9``, ``JAZZ_LLM__RETRY__INITIAL=1``,
+        ``JAZZ_LLM__CHAT_TEMPLATE_KWARGS__ENABLE_THINKING=false``); what has parts can also be given whole, as JSON. Numbers,
+        truths (true, 1, yes, on) and free parts are read as JSON where they parse, text stays text. Quotes around a value are
+        taken off; a variable that is set to nothing is not set. Upper case stands for lower case, and in the name of a default
+        header ``_`` for ``-``. Under a prefix that ends in ``__`` an unknown name is an error, under any other only one that
+        is nearly a setting's.
+
+        Operators have more names. ``ENDPOINT_URL`` and ``MODEL_API_URL`` are ``BASE_URL``, ``MODEL_NAME`` is ``MODEL``;
+        ``REQUEST_TIMEOUT_SECONDS`` is the read of a whole answer, ``STREAM_TIMEOUT_SECONDS`` that of a stream; with
+        ``STREAM_ENABLED=false`` the calls that stream raise ``LLMCapabilityError``, also those of copies and pickles.
+        ``MODEL_NAME`` counts without a prefix too where nothing else names a model, ``MODEL_API_URL`` where nothing else
+        names a URL or a provider; then, as for the constructor, ``OPENAI_BASE_URL`` and each provider's key variable.
+
+        Args:
+            prefix: What the variables begin with, such as ``"SPAKKY_VLLM__"``; "" for nothing.
+            arguments: The constructor's; they win over the environment.
+
+        Raises:
+            LLMConfigurationError: A variable is not known (a near name is shown) or wrong, or contradicts another one, or
+                nothing names a model. The message names the variable.
+        """
+        from .settings import gathered
+
+        arguments = _hidden(arguments)
+        return gathered(_rebuild, cls, arguments, prefix)
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str], section: str | None = None, **arguments: Any) -> Self:
+        """Make an instance from a YAML file; the extra ``yaml`` brings the reader.
+
+        The file names the constructor's arguments, or ``from_env``'s other names, in lower case, parts nested. A mapping at
+        its top that is no setting is a section: it is laid over what else stands at the top, which all sections share.
+        ``${NAME}`` in a text is filled in from the environment, the best way to give a key; ``${NAME:-default}`` has a default
+        for a variable that is not set or empty, ``$${`` stands for ``${``. What is one variable and nothing else is read as in
+        ``from_env``. The variables of ``from_env()`` win over the file.
+
+        Args:
+            path: The file: UTF-8, at most 1 MiB.
+            section: The section's name. None: the one named ``default`` if there is one, else the top alone.
+            arguments: The constructor's; they win over the environment and the file.
+
+        Raises:
+            LLMConfigurationError: PyYAML is missing, the file cannot be read or is no such YAML, a name is unknown (a near one
+                is shown) or there twice, the section or a variable is missing, or a value is wrong. The message says where.
+        """
+        from .settings import gathered
+
+        arguments = _hidden(arguments)
+        return gathered(_rebuild, cls, arguments, "JAZZ_LLM__", os.fspath(path), section)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain data: ``OpenAICompatibleLLM(**llm.to_dict())`` is the same but for secrets and objects.
+
+        Every argument of the constructor is there, ``timeout``, ``retry`` and ``limits`` as mappings where objects were given
+        (the constructor takes these too), but: the key; of headers, query, body and template arguments what is named like a
+        secret or looks like one; a proxy's user and a certificate's password; transports, hooks and SSL contexts. That
+        streams are switched off is not there, since no argument of the constructor says so; ``to_yaml`` keeps it.
+        """
+        from .settings import plain
+
+        return plain(self._config)
+
+    def to_yaml(self, path: str | os.PathLike[str]) -> None:
+        """Write what ``to_dict`` returns, as far as it is no default, to a file for ``from_yaml``; the key is never in it.
+
+        Args:
+            path: The file; one that is there is replaced.
+
+        Raises:
+            LLMConfigurationError: PyYAML is missing, the file cannot be written, or a setting is not plain data.
+        """
+        from .settings import plain, save
+
+        known = inspect.signature(OpenAICompatibleLLM).parameters
+        data = {name: value for name, value in plain(self._config).items() if value != known[name].default}
+        save(path, data if self._config.streams else {**data, "stream_enabled": False})
 
     # --- the calls ------------------------------------------------------------------------------------------------
 
@@ -401,7 +491,7 @@ class OpenAICompatibleLLM:
         """Make calls with one deadline, some at once; what fails first ends the others, and is raised when they have ended."""
         import asyncio
 
-        from .transport.aio import running_loop
+        from .transport.alarm import running_loop
 
         loop = running_loop()
         began = time.monotonic()
@@ -462,7 +552,7 @@ class OpenAICompatibleLLM:
             raise LLMConfigurationError(f"{fixed[0]} belongs to the pools, which a copy shares: make a new instance instead.")
         copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__, _owns=False, _closed=self._closed, _client=None, _aclient=None)
-        copy._config = configure({**self._config.arguments, **changes})
+        copy._config = replace(configure({**self._config.arguments, **changes}), streams=self._config.streams)
         return copy
 
     @property
@@ -484,11 +574,13 @@ class OpenAICompatibleLLM:
         return self._aclient
 
     def __repr__(self) -> str:
-        config = self._config
+        config = self.__dict__.get("_config")
+        if config is None:  # a traceback shows an instance whose arguments were wrong
+            return f"<{type(self).__name__} that was not made>"
         return f"{type(self).__name__}(model={config.model!r}, url={endpoint_of(config.url)!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self._config.arguments)
+        return _rebuild, (type(self), self._config.arguments, self._config.streams)
 
     def _prepared(self, messages: Any, response_format: Any, options: Mapping[str, Any], *, streams: bool) -> Call:
         self._check_open()
@@ -504,8 +596,16 @@ class OpenAICompatibleLLM:
             raise LLMClosedError("The client is closed.")
 
 
-def _rebuild(cls: type[OpenAICompatibleLLM], arguments: dict[str, Any]) -> OpenAICompatibleLLM:
-    return cls(**arguments)
+def _rebuild(cls: type[L], arguments: dict[str, Any], streams: Any) -> L:
+    llm = cls(**arguments)
+    if not check_flag("stream_enabled", streams):
+        llm._config = replace(llm._config, streams=False)
+    return llm
+
+
+def _hidden(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Take the key out of what a traceback with captured locals shows."""
+    return {name: hide_key(value) if name == "api_key" else value for name, value in arguments.items()}
 
 
 class _Shared:
@@ -513,26 +613,25 @@ class _Shared:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._pid = os.getpid()
+        self.closed = False
+        self._begin()
+        _living.add(self)
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._pool: Pool | Foreign | None = None
         self._apool: AsyncPool | AsyncForeign | None = None
         self._calls: dict[Clock, OpenAICompatibleLLM] = {}
         self.budget = RetryBudget()
         self.mock = MockAnswers()
-        self.closed = False
 
     def pool(self) -> Pool | Foreign:
         """Return the sync pool, made on first use, or what stands for it over a transport of the user's."""
-        if self._pid != os.getpid():
-            self._begin_anew()
         pool = self._pool
         return self._made("_pool") if pool is None else pool
 
     def apool(self) -> AsyncPool | AsyncForeign:
         """Return the async pool; see ``pool``."""
-        if self._pid != os.getpid():
-            self._begin_anew()
         pool = self._apool
         return self._made("_apool") if pool is None else pool
 
@@ -544,13 +643,14 @@ class _Shared:
                 setattr(self, name, (make_pool if name == "_pool" else make_apool)(self._config))
             return getattr(self, name)
 
-    def _begin_anew(self) -> None:
-        """Leave to the parent process what is the parent's: this is its forked child."""
-        self._pid, self._lock = os.getpid(), threading.Lock()
-        pools, self._pool, self._apool = (self._pool, self._apool), None, None
-        for pool in pools:
+    def begin_anew(self) -> None:
+        """Leave to the parent process what is the parent's, calls and locks too: this is its forked child."""
+        for clock in self._calls:
+            clock.disown()
+        for pool in (self._pool, self._apool):
             if pool is not None:
                 pool.abandon()
+        self._begin()
 
     def begin(self, clock: Clock, owner: OpenAICompatibleLLM) -> None:
         """Note a call under way."""
@@ -590,4 +690,26 @@ class _Shared:
 
     def __del__(self) -> None:
         # Nobody can close these pools any more: do it quietly, before their sockets complain one by one.
-        self._close_sockets()
+        if not self.closed:
+            self._close_sockets()
+
+
+# Global, since a forked child has to let go of its parent's connections before anything else runs in it: until its copies of
+# their descriptors are closed, the server does not see what the parent closes. And at the interpreter's end pools have to be
+# closed before it takes modules apart: the free-threaded one collects them later.
+_living: weakref.WeakSet[_Shared] = weakref.WeakSet()
+
+
+def _begin_anew_all() -> None:
+    for shared in list(_living):
+        shared.begin_anew()
+
+
+def _close_all() -> None:
+    for shared in list(_living):
+        shared._close_sockets()
+
+
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew_all)

@@ -1,4 +1,8 @@
-"""The settings of an instance: arguments > environment > defaults, all of them checked before anything is sent."""
+"""The settings of an instance, all of them checked before anything is sent.
+
+What says them: arguments > environment > YAML > defaults. ``settings`` makes arguments of the two in the middle; here they are
+checked, whoever gave them, and what is still missing comes from the variables that all of OpenAI's clients know.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,15 @@ import math
 import os
 import re
 import ssl
+import sys
 import warnings
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import SplitResult, urlencode, urlsplit
 
 from .errors import LLMConfigurationError, LLMError, LLMInvalidRequestError
+from .hooks import Hooks, check_hooks
 from .providers import BY_NAME, DEFAULT, Provider, in_dialect, provider_of_host
 from .retry import RetryPolicy
 from .timing import Timeouts
@@ -27,6 +33,12 @@ ApiKey = str | Callable[[], str] | Callable[[], Awaitable[str]]
 
 CHAT_ENDPOINT = "/v1/chat/completions"
 SAMPLING = ("temperature", "max_tokens", "top_p", "stop", "seed")
+TIMEOUT = 60.0
+# The parts of a timeout, of which the last two are for the operator: the ``read`` of a whole answer, and of a stream.
+TIMEOUT_PARTS = ("connect", "pool", "write", "read", "request", "stream")
+LIMITS = {"max_connections": 1000, "max_keepalive_connections": 100, "keepalive_expiry": 4.0}  # the pools' own
+# OpenAI's account, where a key has several: the names that OpenAI's own clients read and send.
+ACCOUNT = {"OPENAI_ORG_ID": "OpenAI-Organization", "OPENAI_PROJECT_ID": "OpenAI-Project"}
 # What two instances on the same pools must share.
 POOL_ARGUMENTS = ("verify", "cert", "http2", "limits", "proxy", "transport", "async_transport", "trust_env")
 
@@ -61,7 +73,10 @@ class HeaderCache:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Checked settings; ``arguments`` are the constructor's own, to make a copy from."""
+    """The settings of an instance, checked and typed; ``arguments`` are the constructor's own, to make a copy from.
+
+    ``streams``: whether calls may stream, which only the environment and YAML can forbid (``STREAM_ENABLED=false``).
+    """
 
     arguments: dict[str, Any]
     model: str
@@ -75,6 +90,7 @@ class Config:
     sampling: dict[str, Any]  # by the names of this package
     options: dict[str, Any]  # what a call sends that gives none of its own, as the provider takes it
     timeouts: Timeouts
+    stream_timeouts: Timeouts
     max_retries: int
     retry: RetryPolicy
     http2: bool | Literal["prior_knowledge"]
@@ -90,6 +106,8 @@ class Config:
     default_headers: dict[str, str]
     chat_template_kwargs: dict[str, Any]
     extra_body: dict[str, Any]
+    hooks: tuple[Hooks, ...]
+    streams: bool = True
     headers: HeaderCache = field(default_factory=HeaderCache, init=False, repr=False, compare=False)
 
     @property
@@ -98,7 +116,8 @@ class Config:
         return self.provider.name if self.provider else None
 
     def __repr__(self) -> str:
-        return f"Config(model={self.model!r}, url={self.url!r}, api_key={'***' if self.api_key else None})"
+        url = self.url.partition("?")[0]  # a query can hold a key
+        return f"Config(model={self.model!r}, url={url!r}, api_key={'***' if self.api_key else None})"
 
 
 def configure(arguments: dict[str, Any]) -> Config:
@@ -112,6 +131,8 @@ def configure(arguments: dict[str, Any]) -> Config:
     api_key, hint = _api_key(arguments, base, provider)
     sampling = check_sampling({name: arguments[name] for name in SAMPLING}, LLMConfigurationError)
     template = check_mapping("chat_template_kwargs", arguments["chat_template_kwargs"])
+    times = arguments["timeout"], arguments["first_token_timeout"], arguments["deadline"]
+    headers = check_headers("default_headers", arguments["default_headers"])
     return Config(
         arguments=arguments,
         model=_text("model", arguments["model"]),
@@ -124,7 +145,8 @@ def configure(arguments: dict[str, Any]) -> Config:
         origin=(base.scheme, host, base.port or (443 if base.scheme == "https" else 80)),
         sampling=sampling,
         options=in_dialect(provider, {**sampling, "chat_template_kwargs": template} if template else sampling),
-        timeouts=check_timeouts(arguments["timeout"], arguments["first_token_timeout"], arguments["deadline"]),
+        timeouts=check_timeouts(*times),
+        stream_timeouts=check_timeouts(*times, streams=True),
         max_retries=check_count("max_retries", arguments["max_retries"], 0, 1000),
         retry=_retry(arguments["retry"]),
         http2=_http2(arguments["http2"]),
@@ -132,14 +154,15 @@ def configure(arguments: dict[str, Any]) -> Config:
         verify=_verify(arguments["verify"]),
         cert=_cert(arguments["cert"]),
         proxy=_proxy(arguments["proxy"]),
-        trust_env=_flag("trust_env", arguments["trust_env"]),
+        trust_env=check_flag("trust_env", arguments["trust_env"]),
         transport=_transport("transport", arguments["transport"], "handle_request"),
         async_transport=_transport("async_transport", arguments["async_transport"], "handle_async_request"),
         max_response_bytes=_bound("max_response_bytes", arguments["max_response_bytes"]),
         max_event_bytes=_bound("max_event_bytes", arguments["max_event_bytes"]),
-        default_headers=check_headers("default_headers", arguments["default_headers"]),
+        default_headers={**_account(arguments, base, provider), **headers},
         chat_template_kwargs=template or {},
         extra_body=check_mapping("extra_body", arguments["extra_body"]) or {},
+        hooks=check_hooks(arguments["hooks"]),
     )
 
 
@@ -147,9 +170,18 @@ def warn_of_risks(config: Config) -> None:
     """Warn, in the name of the constructor's caller, of what lets others read the key."""
     scheme, host, _ = config.origin
     if config.verify is False:
-        warnings.warn("verify=False: any server can pose as this one and read the key.", stacklevel=3)
+        warnings.warn("verify=False: any server can pose as this one and read the key.", stacklevel=_callers_level())
     if config.api_key is not None and scheme == "http" and not is_loopback(host):
-        warnings.warn(f"The key goes over plain http to {host}: anybody on the way can read it.", stacklevel=3)
+        text = f"The key goes over plain http to {host}: anybody on the way can read it."
+        warnings.warn(text, stacklevel=_callers_level())
+
+
+def _callers_level() -> int:
+    """Return how far up the first caller outside of this package is: ``from_env`` and others stand before the constructor."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("jazz_llm."):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def is_loopback(host: str) -> bool:
@@ -265,10 +297,28 @@ def check_count(name: str, value: object, least: int, most: int, error: type[LLM
     return value
 
 
-def check_timeouts(timeout: object, first_token: object, deadline: object) -> Timeouts:
-    """Return the waits of a call; ``timeout`` is seconds for each, an ``httpx.Timeout``, or None."""
+def check_names(name: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Raise where a name is not known, and suggest the nearest; ``name`` says where it was given."""
+    unknown = next((part for part in given if part not in known), None)
+    if unknown is not None:
+        raise LLMConfigurationError(f"{name}.{unknown} is not a setting. {suggestion(str(unknown), known)}")
+
+
+def suggestion(name: str, known: Collection[str]) -> str:
+    """Return the sentence that helps where a name is not known."""
+    near = difflib.get_close_matches(name.lower(), known, n=1)
+    return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+
+
+def check_timeouts(timeout: object, first_token: object, deadline: object, *, streams: bool = False) -> Timeouts:
+    """Return the waits of a call; ``timeout`` is seconds for each, an ``httpx.Timeout``, None, or a mapping of its parts."""
     parts = ("connect", "pool", "write", "read")
-    if all(hasattr(timeout, part) for part in parts):
+    if isinstance(timeout, Mapping):
+        check_names("timeout", timeout, TIMEOUT_PARTS)
+        checked = {part: _seconds(f"timeout.{part}", seconds) for part, seconds in timeout.items()}
+        waits = {part: checked.get(part, TIMEOUT) for part in parts}
+        waits["read"] = checked.get("stream" if streams else "request", waits["read"])
+    elif all(hasattr(timeout, part) for part in parts):
         waits = {part: _seconds(f"timeout.{part}", getattr(timeout, part)) for part in parts}
     else:
         waits = dict.fromkeys(parts, _seconds("timeout", timeout))
@@ -337,7 +387,8 @@ def _text(name: str, value: object) -> str:
     return value
 
 
-def _flag(name: str, value: object) -> bool:
+def check_flag(name: str, value: object) -> bool:
+    """Return what is true or false and nothing else."""
     if not isinstance(value, bool):
         raise LLMConfigurationError(f"{name} must be True or False, not {value!r}.")
     return value
@@ -363,9 +414,7 @@ def _provider(name: object) -> Provider | None:
         return None
     row = BY_NAME.get(name.lower()) if isinstance(name, str) else None
     if row is None:
-        near = difflib.get_close_matches(str(name), BY_NAME, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(BY_NAME)}."
-        raise LLMConfigurationError(f"provider {name!r} is not in the registry.{hint}")
+        raise LLMConfigurationError(f"provider {name!r} is not in the registry. {suggestion(str(name), BY_NAME)}")
     return row
 
 
@@ -462,9 +511,32 @@ def _key_variables(arguments: dict[str, Any], base: SplitResult, provider: Provi
     return ()
 
 
+def _account(arguments: dict[str, Any], base: SplitResult, provider: Provider | None) -> dict[str, str]:
+    """Return the headers that name OpenAI's account: as OPENAI_API_KEY, and to an unknown host only together with it.
+
+    They count for the plain constructor too, as in OpenAI's own client: a key that has several accounts would else be
+    charged to another one.
+    """
+    theirs = provider is DEFAULT or arguments["base_url"] is None or arguments["api_key"] is None
+    if not theirs or "OPENAI_API_KEY" not in _key_variables(arguments, base, provider):
+        return {}
+    given = {variable: value for variable in ACCOUNT if (value := os.environ.get(variable))}
+    wrong = next((variable for variable, value in given.items() if not _KEY.fullmatch(value)), None)
+    if wrong is not None:
+        raise LLMConfigurationError(f"{wrong} must be printable ASCII without spaces.")
+    return {ACCOUNT[variable]: value for variable, value in given.items()}
+
+
 def _retry(policy: object) -> RetryPolicy:
     if policy is None:
         return RetryPolicy()
+    if isinstance(policy, Mapping):
+        check_names("retry", policy, RetryPolicy.__dataclass_fields__)
+        try:
+            return RetryPolicy(**policy)
+        except LLMConfigurationError as error:
+            reason = error.message.removeprefix("RetryPolicy")
+        raise LLMConfigurationError(f"retry{reason}")
     if not isinstance(policy, RetryPolicy):
         raise LLMConfigurationError(f"retry must be a RetryPolicy, not {policy!r}.")
     return policy
@@ -481,6 +553,11 @@ def _http2(value: object) -> bool | Literal["prior_knowledge"]:
 def _limits(limits: Any) -> Any:
     if limits is None:
         return None
+    if isinstance(limits, Mapping):
+        import httpx
+
+        check_names("limits", limits, LIMITS)
+        limits = httpx.Limits(**{**LIMITS, **limits})
     if not hasattr(limits, "max_keepalive_connections"):
         raise LLMConfigurationError(f"limits must be an httpx.Limits, not {limits!r}.")
     for name, least in (("max_connections", 1), ("max_keepalive_connections", 0), ("keepalive_expiry", 0)):

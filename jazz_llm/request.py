@@ -76,6 +76,7 @@ class Call:
     extra_headers: dict[str, str]
     choices: int
     messages: list[Any]  # as they were sent, to estimate tokens and to answer in mock mode
+    fields: Mapping[str, Any]  # the body before it became bytes, for those who watch
     kind: Literal["chat", "models", "embeddings"] = "chat"
     format: Schema | None = None  # what the answer has to fit
     tools: Toolbox | None = None  # what its tool calls have to fit
@@ -95,6 +96,8 @@ def prepare(config: Config, messages: Any, options: Mapping[str, Any], *, stream
     if not options.keys() <= OPTIONS:
         unknown = min(options.keys() - OPTIONS)
         raise TypeError(f"unexpected keyword argument {unknown!r}; the options are {', '.join(sorted(OPTIONS))}")
+    if streams and not config.streams:
+        raise LLMCapabilityError("STREAM_ENABLED=false: call generate instead.", provider=config.provider_name)
     listed = wire_messages(messages)
     if config.provider is not None and (config.provider.text_only or not config.provider.developer):
         listed = [_accepted(config.provider, i, message) for i, message in enumerate(listed)]
@@ -115,11 +118,12 @@ def prepare(config: Config, messages: Any, options: Mapping[str, Any], *, stream
         config=config,
         streams=streams,
         streamed=streamed,
-        timeouts=_timeouts(config, options),
+        timeouts=_timeouts(config, options, streams),
         max_retries=check_count("max_retries", retries, 0, 1000) if "max_retries" in options else retries,
         extra_headers=check_headers("extra_headers", options["extra_headers"]) if "extra_headers" in options else {},
         choices=choices if isinstance(choices, int) else 1,
         messages=listed,
+        fields=body,
         format=schema,
         tools=tools,
     )
@@ -140,6 +144,7 @@ def prepare_models(config: Config) -> Call:
         extra_headers={},
         choices=0,
         messages=[],
+        fields={},
         kind="models",
     )
 
@@ -168,9 +173,10 @@ def prepare_embeddings(
 
 
 def _embeddings_call(config: Config, body: dict[str, Any], texts: list[str]) -> Call:
+    fields = {"input": texts, **body}
     return Call(
         url=config.embeddings_url,
-        body=_dump({"input": texts, **body}, []),
+        body=_dump(fields, []),
         config=config,
         streams=False,
         streamed=False,
@@ -179,6 +185,7 @@ def _embeddings_call(config: Config, body: dict[str, Any], texts: list[str]) -> 
         extra_headers={},
         choices=len(texts),
         messages=[],
+        fields=fields,
         kind="embeddings",
     )
 
@@ -473,10 +480,10 @@ def _with_tools(row: Provider | None, options: Mapping[str, Any]) -> tuple[Toolb
     return box, {**options, "tools": box.wire(constrains) or None, "tool_choice": choice}
 
 
-def _timeouts(config: Config, options: Mapping[str, Any]) -> Timeouts:
+def _timeouts(config: Config, options: Mapping[str, Any], streams: bool) -> Timeouts:
     if options.keys().isdisjoint(_TIMES):
-        return config.timeouts
-    return check_timeouts(*(options.get(name, config.arguments[name]) for name in _TIMES))
+        return config.stream_timeouts if streams else config.timeouts
+    return check_timeouts(*(options.get(name, config.arguments[name]) for name in _TIMES), streams=streams)
 
 
 def _dump(body: dict[str, Any], messages: list[dict[str, Any]]) -> bytes:

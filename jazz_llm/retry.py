@@ -5,6 +5,8 @@ The first try is made straight: tenacity is entered only after a retryable failu
 
 from __future__ import annotations
 
+import contextlib
+import math
 import random
 import threading
 from collections.abc import Iterable
@@ -29,6 +31,36 @@ R = TypeVar("R")
 
 # CONTRACT, section 5; 424 is what TGI answers when a model shard failed.
 RETRYABLE = frozenset({408, 409, 424, 425, 429, 498, *range(500, 600)} - {501, 505})
+
+# How many tries a call makes at most, without the waits between them; None: no test is going on. It is the one state of this
+# module: a test has to reach every instance, also those that the code under test makes for itself.
+_testing: float | None = None
+
+
+def set_testing(on: bool = True, *, attempts: int | None = None) -> contextlib.ExitStack:  # noqa: FBT002  # as stamina's
+    """Leave out the waits between the tries of every instance: all else that retries do stays as it is.
+
+    What is decided is what would be decided without this: a wait that is too long, or past the deadline, still ends the call.
+    Call it once for all tests, or use it as a context manager, which puts back what was before.
+
+    Args:
+        on: False switches the waits on again.
+        attempts: How many tries a call makes at most, whatever its ``max_retries``; None: no such limit.
+
+    Raises:
+        LLMConfigurationError: ``attempts`` is no number from 1.
+    """
+    if attempts is not None and (isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1):
+        raise LLMConfigurationError(f"attempts must be a number from 1, or None, not {attempts!r}.")
+    restore = contextlib.ExitStack()
+    restore.callback(_test_with, _testing)
+    _test_with((attempts or math.inf) if on else None)
+    return restore
+
+
+def _test_with(testing: float | None) -> None:
+    global _testing  # noqa: PLW0603  # see above
+    _testing = testing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +130,7 @@ class Retries:
     budget: RetryBudget
     max_retries: int
     left_of_call: Callable[[], float | None]
+    waits: Callable[[LLMError, float], object] | None = None  # told of each wait before it
     made: int = 0
 
     def worth_it(self, error: LLMError) -> bool:
@@ -136,10 +169,11 @@ class Retries:
 
     def _settings(self, sleep: Any) -> dict[str, Any]:
         return {
-            "sleep": sleep,
+            "sleep": sleep if _testing is None else lambda _: sleep(0.0),
             "wait": self._wait,
             "stop": self._give_up_or_pay,
             "retry": self._retry,
+            "before_sleep": self._before_sleep,
             "reraise": True,
         }
 
@@ -151,10 +185,16 @@ class Retries:
         error = _failure(state)
         return 0.0 if error is None else self.policy.wait(self.made, error)
 
+    def _before_sleep(self, state: tenacity.RetryCallState) -> None:
+        error = _failure(state)
+        if self.waits is not None and error is not None:
+            self.waits(error, state.upcoming_sleep)
+
     def _give_up_or_pay(self, state: tenacity.RetryCallState) -> bool:
         """Stop before a wait that is too long, past the deadline, or not paid for; else pay for one more retry."""
         error, wait, left = _failure(state), state.upcoming_sleep, self.left_of_call()
-        if self.made >= self.max_retries or wait > self.policy.max_retry_after or (left is not None and wait >= left):
+        most = self.max_retries if _testing is None else min(self.max_retries, _testing - 1)
+        if self.made >= most or wait > self.policy.max_retry_after or (left is not None and wait >= left):
             return True
         if self.policy.budget and not _free(error) and not self.budget.take():
             return True

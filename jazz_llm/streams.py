@@ -16,7 +16,7 @@ from .config import Secret
 from .errors import LLMClosedError, LLMConfigurationError, LLMError, LLMStatusError
 from .mock import MockResponse
 from .request import Call, ask_key, ask_key_async, endpoint_of, headers_of
-from .response import MAX_ERROR_BODY, Decoder, error_from, inflated, rate_limits_of, redacted, request_id_of
+from .response import MAX_ERROR_BODY, Decoder, error_from, inflated, rate_limits_of, redacted, request_id_of, without
 from .response.embeddings import EmbeddingsDecoder
 from .response.events import EventDecoder, partial_json
 from .response.models import ModelsDecoder
@@ -25,6 +25,7 @@ from .timing import Clock
 from .transport import Request
 from .transport.names import target_of
 from .types import CallMetrics, LLMResponse, StreamEvent, StreamEventKind, T
+from .watching import Watch, watch
 
 if TYPE_CHECKING:
     from typing import Self
@@ -40,6 +41,7 @@ class _StreamState:
 
     response: LLMResponse[Any] | None
     _chat_decoder: type[Decoder] = Decoder
+    _watch: Watch | None = None
 
     def __init__(self, llm: OpenAICompatibleLLM, call: Call) -> None:
         self.response = None
@@ -72,9 +74,12 @@ class _StreamState:
         self._state = "open"  # last: from here on another thread may close it
         self._shared.begin(self._clock, self._llm)
         self._shared.budget.first_try()
+        self._watch = watch(self._call)
 
     def _begin_attempt(self) -> MockResponse | None:
         self._attempts += 1
+        if self._watch is not None and self._attempts == 1:  # here, where an interrupt out of a hook ends the call
+            self._watch.begin()
         self._first_content = None
         self._answer = None
         self._decoder = self._new_decoder()
@@ -103,18 +108,26 @@ class _StreamState:
         headers = headers_of(call, key)
         return Request(call.method, call.config.origin, target_of(call.url), headers, call.body, whole=not call.streamed)
 
+    def _refused(self) -> bool:
+        """Say whether the answer's head tells of a failure."""
+        status = self._answer.status
+        if self._watch is not None:
+            self._watch.answered(self._attempts, status, self._answer.http_version, time.perf_counter() - self._sent)
+        return not 200 <= status < 300 or status == 204
+
     def _may_retry(self, error: LLMError) -> bool:
         return self._call.max_retries > 0 and self._retries().worth_it(error)
 
     def _retries(self) -> Retries:
-        return Retries(self._call.config.retry, self._shared.budget, self._call.max_retries, self._clock.left_of_call)
+        waits = None if self._watch is None else self._watch.waits
+        return Retries(self._call.config.retry, self._shared.budget, self._call.max_retries, self._clock.left_of_call, waits)
 
     def _opened(self, error: LLMError | None) -> None:
         self._reading = False
         if error is not None:
             self._ended(error)
-        elif self._state == "over" and self._answer is not None and self.response is None:
-            self._answer.close()  # closed by somebody else just as the answer began
+        elif self._state == "over" and self.response is None:
+            self._leave()  # closed by somebody else just as the answer began
 
     def _first_items(self) -> list[Any] | None:
         items, self._items = self._items, None
@@ -127,7 +140,7 @@ class _StreamState:
         self._reading = True  # first, as ``_stop`` sets the state first: so one of the two sees the other and closes
         if self._state == "over":
             self._reading = False
-            self._close_answer()
+            self._leave()
             return False
         # The time that the caller took is not the server's: the wait starts anew.
         if self._decoder.finished:
@@ -159,6 +172,8 @@ class _StreamState:
         self._answer.finish()
         self._state = "over"
         self._shared.end(self._clock)
+        if self._watch is not None:
+            self._watch.finished(self.response)
 
     def _whole(self) -> LLMResponse[Any]:
         if self.response is None:
@@ -167,10 +182,17 @@ class _StreamState:
 
     def _ended(self, error: LLMError) -> None:
         """Tell what ended the stream, unless its own ``close`` did."""
-        self._reading = False
-        self._stop()
-        if self._clock.reason != "stopped" or not isinstance(error, LLMClosedError):
+        stopped = self._clock.reason == "stopped" and isinstance(error, LLMClosedError)
+        self._left(None if stopped else error)
+        if not stopped:
             self._tell(error)
+
+    def _left(self, error: BaseException | None) -> None:
+        """End the request at the server where its reader noticed the end; what is no ``Exception`` is its caller leaving."""
+        self._reading = False
+        self._state = "over"
+        self._shared.end(self._clock)
+        self._leave(error)
 
     def _tell(self, error: LLMError) -> None:
         raise error
@@ -179,9 +201,23 @@ class _StreamState:
         """Return what is given out when nothing more can be read."""
         return []
 
-    def _close_answer(self) -> None:
+    def _leave(self, error: BaseException | None = None) -> None:
+        """Close the answer, and tell those who watch how the call ended, unless they know; idempotent.
+
+        Called where the state is "over" and nobody reads: of the thread that closed the stream and the one that read it, one
+        sees both, or each does, and then the first one tells.
+        """
         if self._answer is not None:
             self._answer.close()
+        if self._watch is None or self._clock.reason == "forked":  # then the parent process tells
+            return
+        if isinstance(error, Exception):
+            self._watch.failed(error, self._attempts)
+        else:
+            self._watch.stopped(self._so_far, self._attempts)
+
+    def _so_far(self) -> LLMResponse[Any] | None:
+        return None if self._first_content is None else self._complete(self._decoder.response())
 
     def _stop(self) -> None:
         """End the request at the server, from wherever this is called; idempotent."""
@@ -189,10 +225,10 @@ class _StreamState:
         if not began:
             return
         self._shared.end(self._clock)
-        if self._reading:  # the reader notices, and closes
+        if self._reading:  # the reader notices, and leaves
             self._clock.interrupt("stopped")
         else:
-            self._close_answer()
+            self._leave()
 
     def _failed(self, error: LLMError) -> LLMError:
         """Complete an error of this call; ``partial`` is what had come of the answer."""
@@ -208,9 +244,8 @@ class _StreamState:
         return redacted(error, self._key.reveal())
 
     def _status_error(self, body: bytes) -> LLMError:
-        body = inflated(body, self._answer.headers)
-        if self._key.reveal() is not None:  # before it is cut to size, which could leave half a key
-            body = body.replace(self._key.reveal().encode(), b"***")
+        # Before it is cut to size, which could leave half a key.
+        body = without(inflated(body, self._answer.headers).decode("latin-1"), self._key.reveal()).encode("latin-1")
         answer, config = self._answer, self._call.config
         name, statuses, url = config.provider_name, config.retry.statuses, endpoint_of(self._call.url)
         return error_from(answer.status, answer.headers, body, provider=name, statuses=statuses, url=url)
@@ -219,7 +254,8 @@ class _StreamState:
         """Add what only the driver knows: times, headers, attempts."""
         now, answer, call, first = time.perf_counter(), self._answer, self._call, self._first_content
         response.latency_ms = (now - self._started) * 1e3
-        response.request_id = request_id_of(answer.headers, call.config.provider_name)
+        request_id = request_id_of(answer.headers, call.config.provider_name)
+        response.request_id = None if request_id is None else without(request_id, self._key.reveal())
         response.rate_limits = rate_limits_of(answer.headers, call.config.provider_name)
         timed = call.streams and first is not None
         response.metrics = CallMetrics(
@@ -309,9 +345,8 @@ class _Stream(_StreamState, Generic[Item, T]):
             error = self._try()
             if error is not None and self._may_retry(error):
                 error = self._retry(error)
-        except BaseException:
-            self._reading = False
-            self._stop()
+        except BaseException as other:
+            self._left(other)
             raise
         self._opened(error)
 
@@ -331,7 +366,7 @@ class _Stream(_StreamState, Generic[Item, T]):
         """Send the request once and read its first content; return what went wrong."""
         try:
             self._answer = self._begin_attempt() or self._send()
-            if not 200 <= self._answer.status < 300 or self._answer.status == 204:
+            if self._refused():
                 raise self._status_error(self._error_body())
             self._decoder.begin(self._answer.headers)
             self._items = self._read_on()
@@ -367,19 +402,18 @@ class _Stream(_StreamState, Generic[Item, T]):
         """Read until there is something new; None at the end."""
         if not self._claim_read():
             return None
+        items = None
         try:
             items = self._read_on()
         except LLMError as error:
             self._ended(self._hung_up(error))
-            return None
-        except BaseException:
-            self._reading = False
-            self._stop()
+        except BaseException as other:
+            self._left(other)
             raise
         finally:
             self._reading = False
-            if self._state == "over":  # closed by somebody else between two waits, perhaps
-                self._close_answer()
+            if items is None or self._state == "over":  # closed by somebody else between two waits, perhaps
+                self._left(None)
         return items
 
     def _read_on(self) -> list[Any] | None:
@@ -392,6 +426,7 @@ class _Stream(_StreamState, Generic[Item, T]):
             items = self._decode(data)
             if items or decoder.progress:
                 return items
+        data = b""  # it may hold the key, said back, which would be in a traceback's locals
         self._finish()
         return None
 
@@ -447,9 +482,8 @@ class _AsyncStream(_StreamState, Generic[Item, T]):
             error = await self._try()
             if error is not None and self._may_retry(error):
                 error = await self._retry(error)
-        except BaseException:
-            self._reading = False
-            self._stop()
+        except BaseException as other:
+            self._left(other)
             raise
         self._opened(error)
 
@@ -469,7 +503,7 @@ class _AsyncStream(_StreamState, Generic[Item, T]):
         """Send the request once and read its first content; return what went wrong."""
         try:
             self._answer = self._begin_attempt() or await self._send()
-            if not 200 <= self._answer.status < 300 or self._answer.status == 204:
+            if self._refused():
                 raise self._status_error(await self._error_body())
             self._decoder.begin(self._answer.headers)
             self._items = await self._read_on()
@@ -505,19 +539,18 @@ class _AsyncStream(_StreamState, Generic[Item, T]):
         """Read until there is something new; None at the end."""
         if not self._claim_read():
             return None
+        items = None
         try:
             items = await self._read_on()
         except LLMError as error:
             self._ended(await self._hung_up(error))
-            return None
-        except BaseException:
-            self._reading = False
-            self._stop()
+        except BaseException as other:
+            self._left(other)
             raise
         finally:
             self._reading = False
-            if self._state == "over":  # closed by somebody else between two waits, perhaps
-                self._close_answer()
+            if items is None or self._state == "over":  # closed by somebody else between two waits, perhaps
+                self._left(None)
         return items
 
     async def _read_on(self) -> list[Any] | None:
@@ -530,6 +563,7 @@ class _AsyncStream(_StreamState, Generic[Item, T]):
             items = self._decode(data)
             if items or decoder.progress:
                 return items
+        data = b""  # it may hold the key, said back, which would be in a traceback's locals
         self._finish()
         return None
 

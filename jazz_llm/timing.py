@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # How long a stream waits for usage and [DONE] after its finish_reason, seconds (the contract's section 1).
 TAIL_SECONDS = 1.0
 
-Reason = Literal["stopped", "closed"]
+Reason = Literal["stopped", "closed", "forked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +145,14 @@ class Clock:
         if self.wake is not None:
             self.wake()
 
+    def disown(self) -> None:
+        """Take note that this is a forked child and the call its parent's: no wait on it begins here, and nobody is woken."""
+        self.reason, self.wake = "forked", None
+
     def failure(self) -> LLMError:
         """Say why a wait ended without what it waited for."""
+        if self.reason == "forked":
+            return LLMClosedError("This call is the parent process's; make one here.")
         if self.reason is not None:
             return LLMClosedError("The client was closed while this call was running.")
         phase: Phase = self.phase

@@ -5,7 +5,7 @@ import inspect
 import jazz_llm
 
 # CONTRACT.md, sections 1 to 6, less what later versions bring (tools, structured output).
-PUBLIC = ["OpenAICompatibleLLM", "RetryPolicy", "Message", "Tool", "ToolCall", "ToolResult", "Choice", "LLMResponse", "LLMUsage", "CallMetrics", "RateLimits", "ModelInfo", "GenerateOptions", "TextStream", "AsyncTextStream", "EventStream", "AsyncEventStream", "StreamEvent", "StreamEventKind", "normalize_usage", "__version__"]
+PUBLIC = ["OpenAICompatibleLLM", "RetryPolicy", "Message", "Tool", "ToolCall", "ToolResult", "Choice", "LLMResponse", "LLMUsage", "CallMetrics", "RateLimits", "ModelInfo", "GenerateOptions", "TextStream", "AsyncTextStream", "EventStream", "AsyncEventStream", "StreamEvent", "StreamEventKind", "normalize_usage", "Hooks", "RequestRecord", "RetryRecord", "ResponseRecord", "ErrorRecord", "__version__"]
 
 
 def test_every_public_name_is_exported_and_nothing_else() -> None:

@@ -11,8 +11,11 @@ import math
 import struct
 from typing import Any
 
+from ..types import LLMResponse
+from ..usage import normalize_usage, usage_of
 from .decoder import broken
 from .lists import ListDecoder
+from .parsing import text_or_none
 
 
 class EmbeddingsDecoder(ListDecoder):
@@ -23,6 +26,16 @@ class EmbeddingsDecoder(ListDecoder):
             self._parsed = embeddings_of(answer, self._asked)
         except ValueError as error:
             self._fail(broken(f"The answer is not the embeddings that were asked for: {error}.", retryable=False, body=body))
+        else:
+            self._head = answer
+
+    def result(self) -> LLMResponse[Any]:
+        """Return an answer whose ``parsed`` is the embeddings; its model and usage are there for those who watch."""
+        response = super().result()
+        usage = {"completion_tokens": 0, **(usage_of(self._head) or {})}  # nothing is written, and most do not say so
+        response.model = text_or_none(self._head.get("model")) or ""
+        response.usage = normalize_usage(usage, provider=self._provider)
+        return response
 
 
 def embeddings_of(answer: Any, asked: int) -> list[list[float]]:

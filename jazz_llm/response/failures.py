@@ -13,7 +13,6 @@ import orjson
 
 from ..errors import (
     LLMAuthenticationError,
-    LLMError,
     LLMInternalError,
     LLMInvalidRequestError,
     LLMNotFoundError,
@@ -33,7 +32,6 @@ MAX_ERROR_BODY = 64 * 1024
 _MAX_BODY = 4096  # bytes of it that the error keeps
 _MAX_MESSAGE = 2000
 _MAX_WORD = 200
-_SECRET = 10  # characters of a key from which on it is no word of an answer; "lm-studio" and "EMPTY" may be
 
 
 def says_error(body: Mapping[str, Any], *, top: bool = True) -> bool:
@@ -335,33 +333,3 @@ def page_title(html: str) -> str:
     """Return the title of a web page, all that is worth showing of one."""
     found = re.search(r"<title[^>]{0,200}>(.{0,1000}?)</title>", html[:16384], re.IGNORECASE | re.DOTALL)
     return " ".join(found.group(1).split())[:200] if found else "HTML"
-
-
-def redacted(error: LLMError, secret: str | None) -> LLMError:
-    """Take the key out of everything the error holds: some servers send it back."""
-    if secret is None or len(secret) < 4:
-        return error
-    escaped = json.dumps(secret)[1:-1]
-    # ``body`` may be JSON, in which PHP escapes slashes too.
-    spellings = re.compile("|".join(map(re.escape, (escaped.replace("/", "\\/"), escaped, secret))))
-    fields = vars(error)
-    if len(secret) >= _SECRET:
-        _redact(error.partial.raw if error.partial is not None else {}, spellings)
-    else:
-        fields = {name: value for name, value in fields.items() if name not in ("text", "errors")}
-    _redact(fields, spellings)
-    vars(error).update(fields)
-    error.args = (error.message,)
-    return error
-
-
-def _redact(fields: dict[str, Any], spellings: re.Pattern[str]) -> None:
-    """Replace the key in all texts below, in place and without recursion: a stranger's JSON may be deep."""
-    nodes: list[Any] = [fields]
-    while nodes:
-        node = nodes.pop()
-        for name, value in list(node.items() if isinstance(node, dict) else enumerate(node)):
-            if isinstance(value, str):
-                node[name] = spellings.sub("***", value)
-            elif isinstance(value, dict | list):
-                nodes.append(value)

@@ -19,9 +19,9 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 
-from ..errors import LLMClosedError, LLMConfigurationError
+from ..errors import LLMClosedError
 from . import RESENDS
-from .alarm import Alarm, Ticker, Work, asleep, call_soon, is_running_here
+from .alarm import Alarm, Ticker, Work, asleep, call_soon, is_running_here, running_loop
 from .exchange import ConnectError, Exchange, Headers, HTTPConnection, Origin, Request
 from .faults import error_of, joined, never_processed
 from .http1 import Http1
@@ -329,13 +329,15 @@ class LoopPool:
             call_soon(self.loop, self._close)
         else:
             self._close()
-            self._end_sentinel()
+            if not self.loop.is_running():  # nobody may ever run it again
+                self._end_sentinel()
 
     def abandon(self) -> None:
         """Close the descriptors and nothing else; see ``LoopSocket.abandon``."""
         self._closed = True
         for connection in [*self.shelf.connections, *self._opening]:
             connection.socket.abandon()
+        self._end_sentinel()
 
     def _close(self) -> None:
         self._stop_dropped()
@@ -347,8 +349,8 @@ class LoopPool:
             self._sweeper.cancel()
 
     def _end_sentinel(self) -> None:
-        """End the generator by hand where nobody may ever run this loop again, or its collection would ask the loop to."""
-        if not self.loop.is_running() and self._sentinel is not None:
+        """End the generator by hand, or its collection would ask the loop to."""
+        if self._sentinel is not None:
             with contextlib.suppress(StopIteration, StopAsyncIteration, RuntimeError):
                 self._sentinel.aclose().send(None)
 
@@ -685,12 +687,3 @@ class AsyncResponse:
             self._open = False
             self._pool.ticker.remove(self._alarm)
             self._connection.leave(self._exchange, stop=stop)
-
-
-def running_loop() -> asyncio.AbstractEventLoop:
-    """Return asyncio's loop; under another library say what to use."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        pass
-    raise LLMConfigurationError("The async calls need a running asyncio (or uvloop) event loop; trio is not supported.")

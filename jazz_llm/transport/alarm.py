@@ -10,6 +10,8 @@ import contextlib
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from ..errors import LLMConfigurationError
+
 if TYPE_CHECKING:
     from ..timing import Clock
     from .exchange import Fault
@@ -160,3 +162,12 @@ def call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> No
 def is_running_here(loop: asyncio.AbstractEventLoop) -> bool:
     """Say whether a loop runs in this thread."""
     return asyncio._get_running_loop() is loop
+
+
+def running_loop() -> asyncio.AbstractEventLoop:
+    """Return asyncio's loop; under another library say what to use."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    raise LLMConfigurationError("The async calls need a running asyncio (or uvloop) event loop; trio is not supported.")

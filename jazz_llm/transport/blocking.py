@@ -48,6 +48,7 @@ class Pool:
         self._changed = threading.Condition(threading.Lock())
         self._waiting = 0
         self.shelf: Shelf[Connection] = Shelf(settings.limits, stays=settings.stays)
+        self._opening: set[Connection] = set()
         self._returned: deque[Connection] = deque()  # given back, by finalizers too, which take no lock
         self._foreign: dict[str, Foreign] = {}  # for SOCKS proxies
         self._closed = False
@@ -144,11 +145,14 @@ class Pool:
         steps = opening(self._settings, origin, proxy)
         connection = Connection(self, origin, connect(*address_of(origin, proxy), clock))
         connection.lease(clock)
+        self._opening.add(connection)
         try:
             connection.open(steps)
         except BaseException:
             connection.close()
             raise
+        finally:
+            self._opening.discard(connection)
         return connection
 
     def _through_socks(self, proxy: str) -> Foreign:
@@ -217,7 +221,7 @@ class Pool:
     def abandon(self) -> None:
         """Close the descriptors that a forked child has inherited: any byte sent on them would be the parent's."""
         self._closed = True
-        for connection in list(self.shelf.connections):
+        for connection in [*self.shelf.connections, *self._opening]:
             connection.abandon()
 
 

@@ -18,7 +18,7 @@ import httpx
 
 from ..errors import LLMConfigurationError, LLMError, LLMTimeoutError
 from . import RESENDS
-from .alarm import Alarm, Ticker, Work, asleep, call_soon
+from .alarm import Alarm, Ticker, Work, asleep, call_soon, running_loop
 from .exchange import ConnectError, Headers, LostError, ProtocolError, Request
 from .faults import error_of, joined, never_processed, silence_hpack
 from .frames import ErrorCode
@@ -126,9 +126,10 @@ class AsyncForeign:
 
     async def aopen(self, make_request: Callable[[], Work[Request]], clock: Clock) -> AsyncForeignResponse:
         """Do what ``Foreign.open`` does, awaiting."""
-        ticker = Ticker(asyncio.get_running_loop())
+        loop = running_loop()
+        ticker = Ticker(loop)
         clock.outside()
-        alarm = Alarm(clock, asyncio.get_running_loop())
+        alarm = Alarm(clock, loop)
         ticker.add(alarm)
         try:
             return await self.open(await alarm.guard(make_request()), alarm, ticker)

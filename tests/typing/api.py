@@ -12,12 +12,17 @@ from pydantic import BaseModel
 from jazz_llm import (
     AsyncEventStream,
     AsyncTextStream,
+    ErrorRecord,
     EventStream,
+    Hooks,
     LLMError,
     LLMResponse,
     Message,
     ModelInfo,
     OpenAICompatibleLLM,
+    RequestRecord,
+    ResponseRecord,
+    RetryRecord,
     StreamEvent,
     StreamEventKind,
     TextStream,
@@ -25,6 +30,9 @@ from jazz_llm import (
     ToolCall,
     ToolResult,
 )
+from jazz_llm.telemetry import otel_hooks
+from jazz_llm.testing import Answer as FakeAnswer
+from jazz_llm.testing import FakeLLM, FakeServer, cassette, set_testing
 
 
 class Answer:
@@ -61,6 +69,13 @@ class Mine(OpenAICompatibleLLM):
 def constructors() -> None:
     assert_type(OpenAICompatibleLLM.from_provider("groq", "m", temperature=0.5), OpenAICompatibleLLM)
     assert_type(Mine.from_provider("groq", model="m"), Mine)
+    assert_type(OpenAICompatibleLLM.from_env(), OpenAICompatibleLLM)
+    assert_type(Mine.from_env("SPAKKY_VLLM__", temperature=0.5), Mine)
+    assert_type(OpenAICompatibleLLM.from_yaml("llm.yaml", "fast"), OpenAICompatibleLLM)
+    assert_type(Mine.from_yaml(Path("llm.yaml"), section=None, api_key=lambda: "k"), Mine)
+    assert_type(llm.to_dict(), dict[str, Any])
+    assert_type(OpenAICompatibleLLM(**llm.to_dict()), OpenAICompatibleLLM)
+    llm.to_yaml(Path("llm.yaml"))
 
 
 def calls() -> None:
@@ -173,8 +188,44 @@ def wrong() -> None:
     llm.generate("hi", max_tokens="5")  # type: ignore[call-overload]  # a wrong type
     LLMResponse()  # type: ignore[call-arg]  # text is the one field without a default
     LLMResponse(text="a fake is cheap")
+    OpenAICompatibleLLM.from_env(5)  # type: ignore[arg-type]  # a prefix is text
+    OpenAICompatibleLLM.from_yaml(None)  # type: ignore[arg-type]  # which file?
     OpenAICompatibleLLM.from_provider("groq")  # type: ignore[call-arg]  # which model?
     llm.embed([1, 2])  # type: ignore[list-item]  # texts, no tokens
     llm.embed(b"hi")  # type: ignore[arg-type]  # text
     Message.user("look", images=[5])  # type: ignore[list-item]  # no image
     llm.list_models()[0].id = "x"  # type: ignore[misc]  # frozen
+
+
+def hooks() -> None:
+    """Each hook is told its own record."""
+
+    def begun(record: RequestRecord) -> None:
+        assert_type(record.model, str)
+
+    def failed(record: ErrorRecord) -> None:
+        assert_type(record.error, Exception)
+
+    told = Hooks(
+        on_request=begun,
+        on_retry=lambda record: assert_type(record, RetryRecord).wait_s,
+        on_response=lambda record: assert_type(record, ResponseRecord).stopped,
+        on_error=failed,
+    )
+    OpenAICompatibleLLM("m", hooks=told).with_options(hooks=[told, otel_hooks()])
+
+
+def testing_kit() -> None:
+    """Replies of all kinds are taken, and others are not."""
+    fake = FakeLLM("a", ["b", LLMError("c")], {"d": 1}, ToolCall("1", "e"), [ToolCall("2", "f")], LLMError("g"), FakeAnswer(text="h"))
+    assert_type(fake.calls[0].messages, list[dict[str, Any]])
+    assert_type(fake.generate("hi", response_format=Data).parsed, Data | None)
+    FakeLLM(5)  # type: ignore[arg-type]  # no reply
+    with FakeServer() as server, set_testing(attempts=1):
+        server.reply(["a", "b"], tool_calls=[{"name": "f", "arguments": {}}], usage="groq", delay=[0.1, 0.0])
+        server.fail(429, retry_after=1)
+        server.break_off("cut", after="a")
+        server.break_off("explode")  # type: ignore[arg-type]  # no such fault
+    with cassette("a.yaml", mode="none", pace=True) as file:
+        assert_type(file, Path)
+    cassette(Path("a.yaml"), mode="all")  # type: ignore[arg-type]  # no such mode

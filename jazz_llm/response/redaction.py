@@ -1,0 +1,129 @@
+"""Taking the key out of what a server says: some send it back, spelled in the way of whatever they wrap it in."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ..errors import LLMError
+
+_SHORTEST = 4  # characters of a key; fewer are in every other word
+_SECRET = 10  # characters of a key from which on it is no word of an answer; "lm-studio" and "EMPTY" may be
+_MARK = "***"
+_BEGINNING = 6  # characters of a key that may be no other word's
+_DEPTH = 3  # spellings one within another
+_NAMED = {"quot": '"', "apos": "'", "lt": "<", "gt": ">", "amp": "&"}
+_ESCAPED = re.compile(
+    r"(?:\\+(?:u00|x)|%)([0-9a-fA-F]{2})|\\+u0{0,2}\w?\Z|&#[xX]0{0,4}([0-9a-fA-F]{2});|&#0{0,4}(\d{2,3});|&(quot|apos|lt|gt|amp);|\\+"
+    r"|[%&]#?\w{0,6}\Z"  # one that was cut
+)
+
+
+def redacted(error: LLMError, secret: str | None) -> LLMError:
+    """Take the key out of everything the error holds."""
+    if secret is None or len(secret) < _SHORTEST:
+        return error
+    fields = vars(error)
+    if len(secret) < _SECRET:
+        fields = {name: value for name, value in fields.items() if name not in ("text", "errors", "partial")}
+    _redact(fields, secret)
+    vars(error).update(fields)
+    error.args = (error.message,)
+    return error
+
+
+def without(text: str, secret: str | None) -> str:
+    """Return the text without the key, in whatever spelling: JSON's, URLs', HTML's, Python's repr, one within another.
+
+    A text may have been cut to size in the middle of it: so the beginning of the key is taken from the text's end, too.
+    """
+    if secret is None or len(secret) < _SHORTEST:
+        return text
+    if secret[:_BEGINNING] not in text and "\\" not in text and "%" not in text and "&" not in text:
+        return text
+    text = text.replace(secret, _MARK)
+    key, _ = _unescaped(secret)
+    if len(key) < _SHORTEST:
+        return text
+    plain, places = _unescaped(text)
+    pieces, at = [], 0
+    for begin, end in _spans(plain, key):
+        pieces += [text[at : places[begin]], _MARK]
+        at = places[end]
+    return "".join(pieces) + text[at:] if at else text
+
+
+def _spans(text: str, key: str) -> Iterator[tuple[int, int]]:
+    """Yield where the key is in a text, and its beginning at the text's end."""
+    at = 0
+    while (begin := text.find(key, at)) >= 0:
+        at = begin + len(key)
+        yield begin, at
+    for length in range(min(len(key), len(text) - at + 1) - 1, _BEGINNING - 1, -1):
+        if text.endswith(key[:length]):
+            yield len(text) - length, len(text)
+            break
+
+
+def _unescaped(text: str) -> tuple[str, Sequence[int]]:
+    """Return the text with escapes resolved and backslashes dropped, and where each of its characters, and its end, was."""
+    places: Sequence[int] = range(len(text) + 1)
+    for _ in range(_DEPTH):
+        pieces: list[str] = []
+        where: list[int] = []
+        at = 0
+        for found in _ESCAPED.finditer(text):
+            character = _meaning(found)
+            pieces += [text[at : found.start()], character]
+            where += [*places[at : found.start()], *[places[found.start()]] * len(character)]
+            at = found.end()
+        if not at:
+            break
+        text, places = "".join(pieces) + text[at:], [*where, *places[at:]]
+    return text, places
+
+
+def _meaning(escape: re.Match[str]) -> str:
+    coded, hexadecimal, decimal, name = escape.groups()
+    if name:
+        return _NAMED[name]
+    number = int(decimal) if decimal else int(coded or hexadecimal or "0", 16)
+    return chr(number) if 0 < number < 128 else ""  # of a key, all else is a backslash
+
+
+def _redact(fields: dict[str, Any], secret: str) -> None:
+    """Clean all texts below, in place and without recursion: a stranger's JSON may be deep."""
+    nodes: list[Any] = [fields]
+    while nodes:
+        node = nodes.pop()
+        for name, value in _items(node):
+            if isinstance(value, str):
+                clean = without(value, secret)
+                if clean != value:
+                    _put(node, name, clean)
+            elif isinstance(value, dict | list) or _is_ours(value):
+                nodes.append(value)
+            if isinstance(node, dict) and isinstance(name, str) and without(name, secret) != name:
+                node[without(name, secret)] = node.pop(name)
+
+
+def _items(node: Any) -> list[tuple[Any, Any]]:
+    if isinstance(node, dict):
+        return list(node.items())
+    if isinstance(node, list):
+        return list(enumerate(node))
+    # What was validated is an object of the user's.
+    return [(field.name, getattr(node, field.name)) for field in dataclasses.fields(node) if field.name != "parsed"]
+
+
+def _put(node: Any, name: Any, value: str) -> None:
+    if isinstance(node, dict | list):
+        node[name] = value
+    else:
+        object.__setattr__(node, name, value)  # some are frozen, for others
+
+
+def _is_ours(value: Any) -> bool:
+    return type(value).__module__ == "jazz_llm.types" and dataclasses.is_dataclass(value)
