@@ -15,8 +15,11 @@ from jazz_llm.testing import Authority
 
 from .colours import Async, Sync
 
+pytest_plugins = ["jazz_llm.testing.plugin"]  # by name, and not as installed: see setup.cfg
+
 VARIABLES = {
     *(name for row in PROVIDERS for name in row.key_env),
+    *("OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "MODEL_API_URL", "MODEL_NAME"),
     *("OPENAI_BASE_URL", "DEBUG_MOCK_RESPONSES", "SSL_CERT_FILE", "SSL_CERT_DIR"),
     *(name for scheme in ("http", "https", "all", "no") for name in (f"{scheme}_proxy", f"{scheme}_proxy".upper())),
 }

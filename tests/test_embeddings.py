@@ -479,12 +479,8 @@ def test_gzip_and_its_bound(colour: Colour) -> None:
 
 @pytest.mark.parametrize(("arguments", "phase"), [({"timeout": 0.1}, "read"), ({"deadline": 0.1}, "deadline"), ({"timeout": 0.1, "first_token_timeout": 9.0}, "read")])
 def test_an_answer_that_does_not_end_is_given_up_at_the_server_too(colour: Colour, arguments: dict[str, Any], phase: str) -> None:
-    async def handler(_: Request, reply: Reply) -> None:
-        await reply.start(200, {"content-type": "application/json"})
-        await reply.send(b'{"data":[')
-        await reply.cancelled()
-
-    with FakeServer(handler) as server, client(server, **arguments) as llm:
+    with FakeServer() as server, client(server, **arguments) as llm:
+        server.break_off("stall", after="half")
         with pytest.raises(LLMTimeoutError) as caught:
             embed(colour, llm)
         server.wait_for(lambda s: s.live == 0, 1.0)

@@ -223,10 +223,8 @@ def test_a_stream_made_before_closing_cannot_begin_after_it(colour: Sync | Async
 
 
 def test_a_wait_between_tries_ends_when_the_client_closes(colour: Sync | Async) -> None:
-    async def busy(_: Request, reply: Reply) -> None:
-        await reply.json({"error": {"message": "busy"}}, status=503, headers={"retry-after": "60"})
-
-    with FakeServer(busy) as server:
+    with FakeServer() as server:
+        server.fail(503, retry_after=60)
         llm = make(server)
         met = colour.close_while_reading(llm, lambda: server.wait_for(lambda s: s.requests and not s.live), "llm")
         assert [type(error) for error in met] == [LLMClosedError]

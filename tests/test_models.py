@@ -247,12 +247,8 @@ def test_what_may_pass_is_tried_again(colour: Colour, first: Any) -> None:
 
 
 def test_a_connection_lost_before_the_answer_is_tried_again(colour: Colour) -> None:
-    async def handler(_: Request, reply: Reply) -> None:
-        if len(server.requests) > 1:
-            return await reply.json(LIST)
-        reply.reset()
-
-    with FakeServer(handler) as server, client(server) as llm:
+    with FakeServer(answering(LIST)) as server, client(server) as llm:
+        server.break_off("reset")
         assert len(models(colour, llm)) == 2
     assert len(server.requests) == 2
 
@@ -298,12 +294,8 @@ def test_gzip_and_its_bound(colour: Colour) -> None:
 
 @pytest.mark.parametrize(("arguments", "phase"), [({"timeout": 0.1}, "read"), ({"deadline": 0.1}, "deadline"), ({"timeout": 0.1, "first_token_timeout": 9.0}, "read")])
 def test_an_answer_that_does_not_end_is_given_up_at_the_server_too(colour: Colour, arguments: dict[str, Any], phase: str) -> None:
-    async def handler(_: Request, reply: Reply) -> None:
-        await reply.start(200, {"content-type": "application/json"})
-        await reply.send(b'{"data":[')
-        await reply.cancelled()
-
-    with FakeServer(handler) as server, client(server, **arguments) as llm:
+    with FakeServer() as server, client(server, **arguments) as llm:
+        server.break_off("stall", after="half")
         with pytest.raises(LLMTimeoutError) as caught:
             models(colour, llm)
         server.wait_for(lambda s: s.live == 0, 1.0)

@@ -22,6 +22,7 @@ import struct
 import sys
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -47,6 +48,7 @@ from h2.exceptions import ProtocolError
 from hyperframe.frame import GoAwayFrame
 from typing_extensions import override
 
+from . import replies, script
 from .authority import Authority
 
 T = TypeVar("T")
@@ -60,9 +62,7 @@ _PATIENCE = 10.0
 #: Seconds that a closed connection waits for the client to close as well (over TLS, asyncio would wait for 30).
 _LINGER = 1.0
 
-_MODEL = "fake-model"
 _TOKENS = ("Hello", ", ", "world", "!")
-_USAGE = {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}
 
 #: The frames that h2 tells of, by its names for them.
 _FRAMES: dict[type[Event], str] = {
@@ -107,17 +107,7 @@ class Frame:
 
 def sse_chunk(delta: str | Mapping[str, Any], finish: str | None = None) -> bytes:
     """Make the server-sent event of one ``chat.completion.chunk``; a ``str`` is short for ``{"content": ...}``."""
-    content = {"content": delta} if isinstance(delta, str) else delta
-    choice = {"index": 0, "delta": content, "finish_reason": finish}
-    return _sse_event(_completion("chat.completion.chunk", [choice]))
-
-
-def _sse_event(payload: Mapping[str, Any]) -> bytes:
-    return b"data: " + orjson.dumps(payload) + b"\n\n"
-
-
-def _completion(kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"id": "chatcmpl-fake", "object": kind, "created": 0, "model": _MODEL, "choices": choices}
+    return replies.event(replies.chunk({"content": delta} if isinstance(delta, str) else delta, finish))
 
 
 class Reply(ABC):
@@ -155,11 +145,11 @@ class Reply(ABC):
     def goaway(self, last_stream_id: int, error_code: int = ErrorCodes.NO_ERROR) -> None:
         """Send GOAWAY and ignore streams above ``last_stream_id`` from now on; this reply may still go on."""
 
-    def close(self) -> None:
-        """Close the connection, after what was sent, with no end of message: FIN, over TLS after close_notify."""
+    def close(self, *, close_notify: bool = True) -> None:
+        """Close the connection, after what was sent, with no end of message: FIN, over TLS after close_notify or without."""
         self._broken = True
         self._flush()
-        self._connection.close()
+        self._connection.close(close_notify=close_notify)
 
     def raw(self, data: bytes) -> None:
         """Write bytes to the connection as they are; over HTTP/1.1 it is closed when the handler returns."""
@@ -181,17 +171,19 @@ class Reply(ABC):
         await self.send(body)
         await self.end()
 
-    async def text(self, text: str, *, usage: Mapping[str, Any] | None = _USAGE, finish: str | None = "stop") -> None:
+    async def text(
+        self, text: str, *, usage: Mapping[str, Any] | None = replies.PLAIN_USAGE, finish: str | None = "stop"
+    ) -> None:
         """Answer with a whole ``chat.completion`` that says ``text``; ``usage=None`` leaves usage out."""
         message = {"role": "assistant", "content": text}
-        answer = _completion("chat.completion", [{"index": 0, "message": message, "finish_reason": finish}])
+        answer = replies.completion("chat.completion", [{"index": 0, "message": message, "finish_reason": finish}])
         await self.json(answer if usage is None else {**answer, "usage": usage})
 
     async def sse(
         self,
         deltas: Iterable[str | Mapping[str, Any]],
         *,
-        usage: Mapping[str, Any] | None = _USAGE,
+        usage: Mapping[str, Any] | None = replies.PLAIN_USAGE,
         delay: float = 0.0,
         done: bool = True,
         finish: str | None = "stop",
@@ -208,9 +200,9 @@ class Reply(ABC):
         if finish is not None:
             await self.send(sse_chunk({}, finish))
         if usage is not None:
-            await self.send(_sse_event({**_completion("chat.completion.chunk", []), "usage": usage}))
+            await self.send(replies.event({**replies.completion("chat.completion.chunk", []), "usage": usage}))
         if done:
-            await self.send(b"data: [DONE]\n\n")
+            await self.send(replies.DONE)
         await self.end()
 
     @abstractmethod
@@ -552,13 +544,18 @@ class _Connection(asyncio.Protocol):
         if data and not self._closing:
             self._transport.write(data)
 
-    def close(self) -> None:
+    def close(self, *, close_notify: bool = True) -> None:
         """Send FIN after what was written."""
         if self._closing:
             return
         self._closing = True
         self.stop()
-        if self._transport.can_write_eof():
+        if not close_notify:
+            # asyncio's TLS has no word for it: the socket is shut behind its back, and what is left of both goes later.
+            with contextlib.suppress(OSError):  # the client may have gone
+                self._transport.get_extra_info("socket").shutdown(socket.SHUT_WR)
+            asyncio.get_running_loop().call_later(_LINGER, self._transport.abort)
+        elif self._transport.can_write_eof():
             # close() would send a reset where bytes are unread: so our half first, the rest when the client has closed.
             self._transport.write_eof()
             asyncio.get_running_loop().call_later(_LINGER, self._transport.close)
@@ -588,8 +585,9 @@ Handler = Callable[[Request, Reply], Awaitable[None]]
 async def _answer_all(request: Request, reply: Reply) -> None:
     """Answer what no handler was written for."""
     if request.path.endswith("/models"):
-        model = {"id": _MODEL, "object": "model", "created": 0, "owned_by": "jazz"}
-        await reply.json({"object": "list", "data": [model]})
+        await reply.json(replies.models())
+    elif request.path.endswith("/embeddings"):
+        await reply.json(replies.embeddings(request.json()))
     elif not request.path.endswith("/chat/completions"):
         await reply.json({"error": {"message": f"nothing is at {request.path}", "type": "not_found"}}, status=404)
     elif request.json().get("stream"):
@@ -616,8 +614,14 @@ class FakeServer:
     ...     llm = OpenAICompatibleLLM("fake-model", base_url=server.url)
 
     ``handler``: one coroutine per request; None answers every chat completion with "Hello, world!", as a stream where the
-    body asks for one, and ``/v1/models`` with one model. ``tls``: True, or the :class:`Authority` to sign for; the
-    protocol is then chosen by ALPN, else by the first bytes (prior knowledge). ``http2=False`` leaves only HTTP/1.1.
+    body asks for one, ``/v1/models`` with one model, and ``/v1/embeddings`` with made-up numbers. ``tls``: True, or the
+    :class:`Authority` to sign for; the protocol is then chosen by ALPN, else by the first bytes (prior knowledge).
+    ``http2=False`` leaves only HTTP/1.1.
+
+    ``reply``, ``fail`` and ``break_off`` say what the next requests are answered, one each; they come before the handler:
+
+    >>> server.fail(429, retry_after=0.5)
+    >>> server.reply("Once upon a time")
 
     Leaving ``with`` cancels the handlers, closes every connection, and raises what went wrong in here: what a handler
     raised, and what a client sent against the protocol (several as an exception group). Expected ones are taken out with
@@ -631,11 +635,14 @@ class FakeServer:
         self.frames: list[Frame] = []
         self.errors: list[BaseException] = []
         self._handler = handler or _answer_all
+        self._script: deque[script.Step] = deque()
         self._http2 = http2
         self._changed = threading.Condition()
         self._count = 0
         self._open: set[_Connection] = set()
         self._handlers: set[asyncio.Task[None]] = set()
+
+    reply, fail, break_off = script.reply, script.fail, script.break_off
 
     @property
     def connections(self) -> int:
@@ -746,13 +753,14 @@ class FakeServer:
 
     def _ask(self, reply: Reply) -> None:
         self._record(self.requests.append, reply._request)
-        task = self._loop.create_task(self._answer(reply))
+        handler = script.step_for(self._script, reply._request) or self._handler
+        task = self._loop.create_task(self._answer(handler, reply))
         self._record(self._handlers.add, task)
         task.add_done_callback(lambda task: self._record(self._handlers.discard, task))
 
-    async def _answer(self, reply: Reply) -> None:
+    async def _answer(self, handler: Handler, reply: Reply) -> None:
         try:
-            await self._handler(reply._request, reply)
+            await handler(reply._request, reply)
             reply._leave()
         except (ClientStopped, asyncio.CancelledError):
             pass  # the client has gone, or we are leaving
