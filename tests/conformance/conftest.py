@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from jazz_llm import OpenAICompatibleLLM
-from jazz_llm.testing import Authority, FakeServer
+from jazz_llm.testing import Authority, FakeServer, Reply, cassette
 
+from ..canary import Watch
 from ..colours import Async, Sync
 
 WIRES = ("http1", "http1-tls", "http2-tls", "prior-knowledge", "stock-httpx")
@@ -54,3 +56,33 @@ def wire(request: pytest.FixtureRequest, authority: Authority, colour: Sync | As
 def version(wire: Wire, colour: Sync | Async) -> str:
     """Return the protocol that this colour must speak on this wire."""
     return "HTTP/2" if wire.name in ("prior-knowledge", "http2-tls") else "HTTP/1.1"
+
+
+@pytest.fixture(autouse=True)
+def no_secret_leaks(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
+    """Fail the test in which a key, an organization or a token of the user's shows up anywhere (FAULTS.md, "Security").
+
+    The server says the key back in a header of every answer. Not over stock httpx, which logs what headers it receives.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        watch = Watch(patch)
+        if "stock-httpx" not in request.node.name:
+            echo_the_key(patch)
+        watch.files.append(tmp_path / "cassette.yaml")
+        with cassette(watch.files[0]):
+            yield
+    leaks = watch.leaks()
+    watch.forget()
+    assert leaks == []
+
+
+def echo_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    def echoing(start: Any) -> Any:
+        async def wrapped(self: Reply, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+            echo = {"x-echo": self._request.headers.get("authorization", "")}
+            await start(self, status, {**echo, **dict(headers or {})})
+
+        return wrapped
+
+    for cls in Reply.__subclasses__():
+        monkeypatch.setattr(cls, "start", echoing(cls.start))

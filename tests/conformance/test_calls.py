@@ -51,31 +51,6 @@ async def answer(request: Request, reply: Reply) -> None:
     await (reply.sse(["Hel", "lo"]) if request.json().get("stream") else reply.text("Hello"))
 
 
-def failing(*faults: Any) -> Any:
-    """Make a handler that shows one fault after the other, and then answers."""
-    left = list(faults)
-
-    async def handler(request: Request, reply: Reply) -> None:
-        await (left.pop(0)(request, reply) if left else answer(request, reply))
-
-    return handler
-
-
-def status(number: int, headers: dict[str, str] | None = None, **error: Any) -> Any:
-    async def fault(_: Request, reply: Reply) -> None:
-        await reply.json({"error": {"message": "no", **error}}, status=number, headers=headers)
-
-    return fault
-
-
-async def lost(_: Request, reply: Reply) -> None:
-    reply.reset()
-
-
-async def silent(_: Request, reply: Reply) -> None:
-    await reply.cancelled()
-
-
 # --- answers
 
 
@@ -234,9 +209,10 @@ def test_many_at_once(wire: Wire, colour: Colour) -> None:
     ("code", "cls"), [(400, LLMInvalidRequestError), (401, LLMAuthenticationError), (500, LLMInternalError), (503, LLMOverloadedError), (429, LLMRateLimitError)]
 )
 def test_statuses_are_typed(wire: Wire, colour: Colour, code: int, cls: type[LLMError]) -> None:
-    server = wire.server(status(code, {"x-request-id": "r1"}))
+    server = wire.server()
     llm = wire.llm(server, max_retries=0)
     for call in (colour.generate, colour.stream):
+        server.fail(code, headers={"x-request-id": "r1"})
         with pytest.raises(cls) as caught:
             call(llm)
         assert type(caught.value) is cls
@@ -246,36 +222,41 @@ def test_statuses_are_typed(wire: Wire, colour: Colour, code: int, cls: type[LLM
 
 
 def test_passing_failures_are_retried(wire: Wire, colour: Colour) -> None:
-    server = wire.server(failing(status(503), status(429, {"retry-after-ms": "10"})))
-    assert colour.generate(wire.llm(server, retry=SOON)).metrics.attempts == 3
-    server = wire.server(failing(status(503), status(500)))
-    texts, stream = colour.stream(wire.llm(server, retry=SOON))
+    server = wire.server()
+    llm = wire.llm(server, retry=SOON)
+    server.fail(503)
+    server.fail(429, headers={"retry-after-ms": "10"})
+    assert colour.generate(llm).metrics.attempts == 3
+    server.fail(503)
+    server.fail(500)
+    server.reply(["Hel", "lo"])
+    texts, stream = colour.stream(llm)
     assert texts == ["Hel", "lo"]
     assert stream.response is not None
     assert stream.response.metrics.attempts == 3
 
 
 def test_the_last_error_says_how_often_it_was_tried(wire: Wire, colour: Colour) -> None:
-    server = wire.server(status(503))
+    server = wire.server()
+    for _ in range(4):
+        server.fail(503)
     with pytest.raises(LLMOverloadedError) as caught:
         colour.generate(wire.llm(server, retry=SOON, max_retries=2))
     assert (caught.value.attempts, len(server.requests)) == (3, 3)
 
 
 def test_a_stream_is_retried_before_its_first_content_only(wire: Wire, colour: Colour) -> None:
-    async def early(_: Request, reply: Reply) -> None:
+    async def early(request: Request, reply: Reply) -> None:
+        if len(server.requests) > 1:
+            return await answer(request, reply)
         await begin(reply)
         await reply.send(b': ping\n\ndata: {"error": {"message": "busy", "code": 503}}\n\n')
         await reply.end()
 
-    async def late(_: Request, reply: Reply) -> None:
-        await begin(reply, "Hel")
-        await reply.send(b'data: {"error": {"message": "busy", "code": 503}}\n\n')
-        await reply.end()
-
-    texts, _ = colour.stream(wire.llm(wire.server(failing(early)), retry=SOON))
-    assert texts == ["Hel", "lo"]
-    server = wire.server(failing(late))
+    server = wire.server(early)
+    assert colour.stream(wire.llm(server, retry=SOON))[0] == ["Hel", "lo"]
+    server = wire.server()
+    server.fail(503, after="Hel")
     with pytest.raises(LLMOverloadedError) as caught:
         colour.stream(wire.llm(server, retry=SOON))
     assert caught.value.partial is not None
@@ -283,24 +264,21 @@ def test_a_stream_is_retried_before_its_first_content_only(wire: Wire, colour: C
 
 
 def test_a_connection_lost_before_the_answer(wire: Wire, colour: Colour) -> None:
-    server = wire.server(failing(lost))
+    server = wire.server()
+    server.break_off("reset")
     assert colour.generate(wire.llm(server, retry=SOON)).metrics.attempts == 2
-    careful = wire.llm(wire.server(lost), retry=RetryPolicy(ambiguous=False))
+    careful = wire.llm(server, retry=RetryPolicy(ambiguous=False))
+    server.break_off("reset")
     with pytest.raises(LLMConnectionError) as caught:
         colour.generate(careful)
     assert type(caught.value) is LLMConnectionError
     assert (caught.value.maybe_processed, caught.value.attempts) == (True, 1)
 
 
-@pytest.mark.parametrize("how", ["close", "reset", "end"])
-def test_a_stream_that_is_cut_is_never_a_whole_answer(wire: Wire, colour: Colour, how: str) -> None:
-    async def cut(_: Request, reply: Reply) -> None:
-        await begin(reply, "Hel")
-        await (reply.end() if how == "end" else asyncio.sleep(0.05))
-        if how != "end":
-            getattr(reply, how)()
-
-    server = wire.server(cut)
+@pytest.mark.parametrize("fault", ["close", "reset", "cut"])
+def test_a_stream_that_is_cut_is_never_a_whole_answer(wire: Wire, colour: Colour, fault: Any) -> None:
+    server = wire.server()
+    server.break_off(fault, after="Hel")
     with pytest.raises(LLMStreamTruncatedError) as caught:
         colour.stream(wire.llm(server, retry=SOON))
     assert caught.value.partial is not None
@@ -351,11 +329,8 @@ def test_comments_after_the_finish_do_not_draw_it_out(wire: Wire, colour: Colour
 
 
 def test_a_redirect_is_never_followed(wire: Wire, colour: Colour) -> None:
-    async def redirect(_: Request, reply: Reply) -> None:
-        await reply.start(307, {"location": "/elsewhere", "content-length": "0"})
-        await reply.end()
-
-    server = wire.server(redirect)
+    server = wire.server()
+    server.fail(307, headers={"location": "/elsewhere"}, body="")
     with pytest.raises(LLMResponseError):
         colour.generate(wire.llm(server))
     assert len(server.requests) == 1
@@ -428,9 +403,10 @@ def test_an_answer_that_is_too_large_is_given_up(wire: Wire, colour: Colour) -> 
     [("read", {"timeout": PHASES}), ("first_token", {"first_token_timeout": PHASES}), ("deadline", {"deadline": PHASES})],
 )
 def test_a_server_that_says_nothing(wire: Wire, colour: Colour, phase: str, arguments: dict[str, Any]) -> None:
-    server = wire.server(silent)
+    server = wire.server()
     llm = wire.llm(server, **arguments)
     for call in (colour.stream, colour.generate)[: 1 if phase == "first_token" else 2]:
+        server.break_off("stall")
         started = time.monotonic()
         with pytest.raises(LLMTimeoutError) as caught:
             call(llm)
@@ -501,7 +477,8 @@ def test_the_callers_own_time_does_not_count(wire: Wire, colour: Colour) -> None
 
 
 def test_a_wait_between_tries_ends_with_the_deadline(wire: Wire, colour: Colour) -> None:
-    server = wire.server(status(503, {"retry-after": "30"}))
+    server = wire.server()
+    server.fail(503, retry_after=30)
     started = time.monotonic()
     with pytest.raises(LLMOverloadedError):
         colour.generate(wire.llm(server, deadline=0.5))
@@ -559,23 +536,21 @@ def test_a_stream_is_read_once(wire: Wire, colour: Colour) -> None:
 def test_the_key_is_nowhere_in_what_comes_back(wire: Wire, colour: Colour, caplog: pytest.LogCaptureFixture) -> None:
     key = "sk-very-secret-0123456789"
     caplog.set_level(0)
-    faults = [status(401, code=f"wrong {key}"), lost, status(500), silent]
-
-    async def handler(request: Request, reply: Reply) -> None:
-        assert request.headers["authorization"] == f"Bearer {key}"
-        await faults[len(server.requests) - 1](request, reply)
-
-    server = wire.server(handler)
+    server = wire.server()
+    server.fail(401, code=f"wrong {key}")
+    server.break_off("reset")
+    server.fail(500)
+    server.break_off("stall")
     llm = wire.llm(server, api_key=key, max_retries=0, timeout=0.2)
     assert key not in repr(llm) + repr(vars(llm)["_config"])
-    for _ in faults:
+    for _ in range(4):
         try:
             colour.stream(llm)
         except LLMError as error:
             assert key not in frames_of_ours(error)
             assert key not in repr(error) + str(error) + repr(vars(error)) + repr(error.args)
             assert error.__cause__ is None
-    assert len(server.requests) == len(faults)
+    assert [request.headers["authorization"] for request in server.requests] == [f"Bearer {key}"] * 4
     assert key not in caplog.text
 
 
@@ -589,7 +564,8 @@ def frames_of_ours(error: Exception) -> str:
 
 def test_a_key_function_is_asked_for_each_attempt(wire: Wire, colour: Colour) -> None:
     keys = iter(["one", "two"])
-    server = wire.server(failing(status(503)))
+    server = wire.server()
+    server.fail(503)
     colour.generate(wire.llm(server, api_key=lambda: next(keys), retry=SOON))
     assert [request.headers["authorization"] for request in server.requests] == ["Bearer one", "Bearer two"]
 
