@@ -57,6 +57,18 @@ def test_stats_go_to_stderr(server: FakeServer) -> None:
     assert "tokens/s" in done.stderr
 
 
+def test_a_refusal_is_shown_where_there_is_no_answer() -> None:
+    async def refuse(request: Request, reply: Reply) -> None:
+        if request.json().get("stream"):
+            return await reply.sse([{"refusal": "Not that."}])
+        message = {"role": "assistant", "content": None, "refusal": "Not that."}
+        await reply.json({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+
+    with FakeServer(refuse) as server:
+        for option in ([], ["--no-stream"]):
+            assert run("--base-url", server.url, "-m", "m", *option, "hi").stdout == "Not that.\n"
+
+
 def test_what_is_piped_in_is_asked(server: FakeServer) -> None:
     assert run("--base-url", server.url, "-m", "m", stdin="from a pipe\n").returncode == 0
     assert run("--base-url", server.url, "-m", "m", "Summarize:", stdin="a text\n").returncode == 0
@@ -197,17 +209,30 @@ def on_a_terminal(line: list[str], **variables: str) -> tuple[int, bytes]:
     """Return the exit code, and what a person would see."""
     pty = pytest.importorskip("pty", reason="no pseudo-terminals on this system")
     master, slave = pty.openpty()
-    environment = {**os.environ, **variables}
+    environment = {**os.environ, "TERM": "xterm", **variables}
     done = subprocess.run(line, stdin=subprocess.DEVNULL, stdout=slave, timeout=30, env=environment, check=False)
     os.close(slave)
-    shown = os.read(master, 1000)
+    shown = os.read(master, 10_000)
     os.close(master)
     return done.returncode, shown
 
 
 def test_control_characters_do_not_reach_a_terminal() -> None:
     answers = json.dumps(["\x1b]0;evil\x07fine\ttext\u009b1m"])
-    assert on_a_terminal(command("-m", "m", "hi"), DEBUG_MOCK_RESPONSES=answers) == (0, b"]0;evilfine\ttext1m\r\n")
+    assert on_a_terminal(command("-m", "m", "hi"), DEBUG_MOCK_RESPONSES=answers, TERM="dumb") == (0, b"]0;evilfine\ttext1m\r\n")
+    code, shown = on_a_terminal(command("-m", "m", "hi"), DEBUG_MOCK_RESPONSES=answers)
+    assert (code, b"]0;evilfine" in shown) == (0, True)
+    assert b"\x1b]0" not in shown
+    assert b"\x07" not in shown
+    assert b"\xc2\x9b" not in shown
+
+
+def test_a_terminal_shows_markdown_and_a_file_does_not() -> None:
+    answers = json.dumps(["some **bold** words"])
+    code, shown = on_a_terminal(command("-m", "m", "hi"), DEBUG_MOCK_RESPONSES=answers)
+    assert (code, b"some \x1b[1mbold\x1b[0m words\r\n" in shown) == (0, True)
+    assert shown.endswith(b"\x1b[?25h\r\x1b[1A\x1b[2K")  # the cursor is seen again
+    assert run("-m", "m", "hi", DEBUG_MOCK_RESPONSES=answers).stdout == "some **bold** words\n"
 
 
 # --- models --------------------------------------------------------------------------------------------------------

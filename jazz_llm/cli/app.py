@@ -11,29 +11,44 @@ import click
 
 from .. import __version__
 from ..errors import LLMError
+from .bench import bench
 from .chat import chat
+from .completion import completion
 from .doctor import doctor
 from .models import models
+from .output import complain
+from .pages import ENVIRONMENT, EXIT_CODES, Book
 
 INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
+_SECTIONS = {
+    "Examples": (
+        ('jazz-llm chat --local "Name three colours."', "Ask a small model on this machine, fetched once:"),
+        ("jazz-llm chat --base-url http://localhost:11434 -m llama3.2", "Talk to a model of Ollama's:"),
+        ("jazz-llm chat --help", "All that chat can do:"),
+    ),
+    "Exit codes": EXIT_CODES,
+    "Environment": ENVIRONMENT,
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Book, sections=_SECTIONS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "-V", "--version", prog_name="jazz-llm", message="%(prog)s %(version)s")
 def app() -> None:
-    """Talk to any OpenAI-compatible LLM endpoint."""
+    """Talk to any OpenAI-compatible LLM endpoint, ask what it can do, and measure how fast it is.
+
+    Keys stay in the environment: there is no command that stores one.
+    """
 
 
-app.add_command(chat)
-app.add_command(doctor)
-app.add_command(models)
+for command in (chat, models, doctor, bench, completion):
+    app.add_command(command)
 
 
 def run() -> int:
     """Run the command line and return its exit code."""
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: _complain(str(message))
+            warnings.showwarning = lambda message, *_, **__: complain(str(message))
             code = app.main(prog_name="jazz-llm", standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -41,7 +56,7 @@ def run() -> int:
         sys.stderr.write(f"{error.format_message()}\n")
         return error.exit_code
     except click.ClickException as error:
-        _complain(error.format_message() + (" (see --help)" if isinstance(error, click.NoSuchOption) else ""))
+        complain(error.format_message() + (" (see --help)" if isinstance(error, click.NoSuchOption) else ""))
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         sys.stderr.write("\n")
@@ -50,17 +65,13 @@ def run() -> int:
         _silence_stdout()
         return 1
     except LLMError as error:
-        _complain(str(error))
+        complain(str(error))
         return 1
     except OSError as error:
-        _complain(str(error))
+        complain(str(error))
         _silence_stdout()
         return 1
     return code if isinstance(code, int) else 0
-
-
-def _complain(message: str) -> None:
-    sys.stderr.write(f"jazz-llm: {' '.join(message.split())}\n")
 
 
 def _silence_stdout() -> None:

@@ -12,22 +12,27 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
-import httpx
 import orjson
 
 from ..client import OpenAICompatibleLLM
 from ..errors import LLMClosedError, LLMError, LLMStatusError
-from ..request import prepare
+from ..request import endpoint_of, prepare
 from ..response.parsing import parse_json
 from ..sse import SSEDecoder
 from ..types import LLMResponse
 from ..usage import usage_of
-from .endpoint import check_endpoint
+from .endpoint import Where, other_endpoint_options
+from .output import one_line
+from .pages import ENVIRONMENT, EXIT_CODES, Page, option_in
+
+if TYPE_CHECKING:
+    import httpx
 
 _ADVICE = "which endpoint? Give its URL or --provider NAME, or set OPENAI_API_KEY (or pass --api-key)."
+_UNNAMED = "unnamed"
 YES, NO, UNCLEAR = "yes", "no", "unclear"
 _COLOURS = {YES: "green", NO: "red", UNCLEAR: "yellow"}
 QUESTION = "Which colour is a clear sky at noon? Answer in one word."
@@ -79,22 +84,35 @@ class Stream:
         return [parse_json(payload) for payload in self.payloads]
 
 
-@click.command()
-@click.argument("url", required=False)
-@click.option("-m", "--model", help="Model name; else the first one that the endpoint lists.")
-@click.option("--provider", help="A provider's name, such as vllm or litellm, instead of a URL or where it does not tell.")
-@click.option("--api-key", help="The key; better set the variable of the provider.")
-def doctor(url: str | None, *, model: str | None, provider: str | None, api_key: str | None) -> int:
-    """Ask the endpoint at URL what it supports, with some short calls; without URL: OPENAI_BASE_URL, or OpenAI."""
-    check_endpoint(_ADVICE, url=url, provider=provider, api_key=api_key)
-    with OpenAICompatibleLLM(model or "unknown", api_key, url, provider=provider, max_retries=0) as llm:
-        _line("endpoint", llm._config.url)
+_SECTIONS = {
+    "Examples": (
+        ("jazz-llm doctor http://localhost:8080", "What a server of yours can do, with the first model that it lists:"),
+        ("jazz-llm doctor --provider groq -m llama-3.3-70b-versatile", "What a provider can do with one model:"),
+    ),
+    "Exit codes": (*EXIT_CODES[:1], ("1", "The endpoint does not answer at all."), *EXIT_CODES[2:]),
+    "Environment": ENVIRONMENT,
+}
+
+
+@click.command(cls=Page, sections=_SECTIONS, short_help="Find out what an endpoint really supports.")
+@click.argument("base_url", metavar="[URL]", required=False)
+@option_in(group="What to ask")("-m", "--model", help="The model's name; else the first one that the endpoint lists.")
+@other_endpoint_options
+def doctor(*, where: Where, model: str | None) -> int:
+    """Ask the endpoint at URL what it supports, with a dozen short calls; without URL: OPENAI_BASE_URL, or OpenAI.
+
+    Each line is what came of real calls: yes, no or unclear, and why. The last two say whether the server goes on
+    generating when nobody listens any more, which can be seen only where it counts the requests that it works on.
+    """
+    with where.llm(_ADVICE, model=model, unnamed=_UNNAMED, max_retries=0) as llm:
+        named = llm._config.model if llm._config.model != _UNNAMED else None
+        _line("endpoint", endpoint_of(llm._config.url))
         listed: list[str] = []
         _report("models", _models, llm, listed)
-        if model is None and not listed:
+        if named is None and not listed:
             raise click.UsageError("which model? Pass -m MODEL.")
-        asked = llm.with_options(model=model or listed[0])
-        _line("model", f"{asked._config.model}{' (the first; -m MODEL takes another)' if model is None else ''}")
+        asked = llm.with_options(model=named or listed[0])
+        _line("model", f"{_shown(asked._config.model)}{' (the first; -m MODEL takes another)' if named is None else ''}")
         if not _report("whole answers", _whole, asked):
             return 1
         _report_stream(asked)
@@ -107,6 +125,8 @@ def doctor(url: str | None, *, model: str | None, provider: str | None, api_key:
 
 def _report(name: str, check: Callable[..., Finding], *arguments: object) -> bool:
     """Print the name, do the check, print what it found; return whether that was yes."""
+    import httpx
+
     click.echo(f"{name:<18} ", nl=False)  # at once: a check can take its time
     try:
         verdict, detail = check(*arguments)
@@ -122,7 +142,7 @@ def _line(name: str, value: str) -> None:
 
 def _shown(text: str, most: int = 120) -> str:
     """Return a stranger's words on one line of printable characters."""
-    words = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    words = one_line(text)
     return words if len(words) <= most else words[: most - 3] + "..."
 
 
@@ -262,6 +282,8 @@ def _running(llm: OpenAICompatibleLLM) -> float | None:
 
 def _got(llm: OpenAICompatibleLLM, path: str) -> bytes:
     """Return what the server answers, nothing where it has no such page."""
+    import httpx
+
     try:
         with llm.client.stream("GET", path) as answer:
             return _start_of(answer) if answer.is_success else b""

@@ -6,23 +6,30 @@ import sys
 
 import click
 
-from ..client import OpenAICompatibleLLM
 from ..types import ModelInfo
-from .endpoint import check_endpoint, endpoint_options
-from .output import write
+from .endpoint import Where, endpoint_options
+from .output import is_terminal, write
+from .pages import ENVIRONMENT, EXIT_CODES, Page
 
 _ADVICE = "whose models? Use --base-url URL or --provider NAME, or set OPENAI_API_KEY (or pass --api-key)."
+_SECTIONS = {
+    "Examples": (
+        ("jazz-llm models --base-url http://localhost:11434", "What Ollama has on this machine:"),
+        ("jazz-llm models --provider groq | grep llama", "What Groq serves, filtered:"),
+    ),
+    "Exit codes": EXIT_CODES,
+    "Environment": ENVIRONMENT,
+}
 
 
-@click.command()
+@click.command(cls=Page, sections=_SECTIONS, short_help="List the models of an endpoint.")
 @endpoint_options
-def models(*, base_url: str | None, provider: str | None, api_key: str | None) -> None:
+def models(*, where: Where) -> None:
     """Print the names of the models that can be asked, one per line; on a terminal with the length of their context."""
-    check_endpoint(_ADVICE, base_url=base_url, provider=provider, api_key=api_key)
-    with OpenAICompatibleLLM("any", api_key, base_url, provider=provider) as llm:  # the list is the same for every model
+    with where.llm(_ADVICE, model="any") as llm:  # the list is the same for every model
         found = llm.list_models()
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    write("".join(f"{line}\n" for line in (_table(found) if terminal else map(_name, found))))
+    lines = _table(found) if is_terminal(sys.stdout) else map(_name, found)
+    write("".join(f"{line}\n" for line in lines))
 
 
 def _table(models: list[ModelInfo]) -> list[str]:
