@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import os
 import re
 import subprocess
 import sys
@@ -17,7 +18,11 @@ from .provider_table import written
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ALL_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+FILES = {name.group(1): code for code in ALL_BLOCKS if (name := re.match(r"# (\w+\.py)\n", code))}  # those that say which file they are
+BLOCKS = [code for code in ALL_BLOCKS if code not in FILES.values()]
+YAML = re.findall(r"```yaml\n# (\S+)\n(.*?)```", README, re.DOTALL)
+VARIABLES = dict(re.findall(r"^export (JAZZ_LLM__\w+)='?([^'\s]+(?: [^'\s]+)*)'?(?:  .*)?$", README, re.MULTILINE))
 
 
 async def model(request: Request, reply: Reply) -> None:
@@ -50,8 +55,37 @@ def test_the_code_runs_as_written(code: str, monkeypatch: pytest.MonkeyPatch, tm
     with FakeServer(model) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+        if "from_" in code:
+            configure(server.url, monkeypatch, tmp_path)
         exec(compile(code, "README.md", "exec"), {})
         assert server.requests or "LocalServer" in code or "=120.0)" in code or "ambiguous=False" in code  # those only construct
+
+
+def configure(url: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Set the variables and write the files that the README shows."""
+    assert VARIABLES["JAZZ_LLM__MODEL"] == "gpt-4o-mini"
+    assert VARIABLES["JAZZ_LLM__EXTRA_BODY"] == '{"top_k": 20}'
+    for name, value in {**VARIABLES, "MODEL_URL": url}.items():
+        monkeypatch.setenv(name, value)
+    for name, text in YAML:
+        (folder / name).write_text(text)
+    monkeypatch.chdir(folder)
+
+
+def test_its_tests_pass_as_written(tmp_path: Path) -> None:
+    """Once with a model, from which the cassette is recorded, and once more with neither model nor key."""
+    for name, code in FILES.items():
+        (tmp_path / name).write_text(code)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error"]
+    with FakeServer() as server:
+        server.reply("Good.")
+        environment = {**os.environ, "OPENAI_BASE_URL": server.url, "PYTHONPATH": str(tmp_path)}
+        first = subprocess.run(command, cwd=tmp_path, env={**environment, "OPENAI_API_KEY": "sk-test"}, capture_output=True, text=True, check=False)
+        assert len(server.requests) == 1
+    second = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    for ran in (first, second):
+        assert "3 passed" in ran.stdout, ran.stdout + ran.stderr
+    assert all(f"{path.parent.relative_to(tmp_path)}/" in README for path in tmp_path.rglob("*.yaml"))
 
 
 def test_there_is_code() -> None:
@@ -79,12 +113,15 @@ def test_its_commands_exist() -> None:
         assert (ROOT / (module.replace(".", "/") + ".py")).exists()
 
 
-def test_its_options_of_chat_are_those_of_the_command() -> None:
+def test_its_options_are_those_of_the_commands() -> None:
     pytest.importorskip("click", reason='click is not installed: pip install ".[cli]"')
-    shown = subprocess.run([sys.executable, "-m", "jazz_llm", "chat", "--help"], capture_output=True, text=True, check=True).stdout
-    section = README.split("## Command line")[1].split("##")[0]
-    said = set(re.findall(r"--[a-z-]+", section))
-    assert said == set(re.findall(r"--[a-z-]+", shown)) - {"--help"}
+    from jazz_llm.cli.app import app
+
+    known = {option for command in app.commands.values() for parameter in command.params for option in parameter.opts}
+    section = README.split("## Command line")[1].split("\n## ")[0]
+    said = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", section))
+    assert said - {"--help"} <= known
+    assert all(f"`jazz-llm {name}" in README for name in app.commands)
 
 
 def test_the_version_has_a_place_in_the_changelog() -> None:
