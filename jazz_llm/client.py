@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
-from .config import POOL_ARGUMENTS, ApiKey, Config, check_flag, configure, hide_key, warn_of_risks
+from .config import POOL_ARGUMENTS, ApiKey, Config, check_flag, configure, hidden, warn_of_risks
 from .errors import LLMClosedError, LLMConfigurationError, LLMError
 from .hooks import Hooks
 from .mock import MockAnswers
@@ -105,8 +105,8 @@ class OpenAICompatibleLLM:
         extra_body: Mapping[str, Any] | None = None,
         hooks: Hooks | Sequence[Hooks] | None = None,
     ) -> None:
-        arguments = {**locals(), "api_key": hide_key(api_key)}
-        del arguments["self"], api_key
+        arguments = hidden(locals())
+        del arguments["self"], api_key, default_headers, default_query  # a traceback would show them
         self._config = configure(arguments)
         warn_of_risks(self._config)
         self._shared = _Shared(self._config)
@@ -127,8 +127,8 @@ class OpenAICompatibleLLM:
         Raises:
             LLMConfigurationError: The name is not in the registry (a near one is shown), or an argument is wrong.
         """
-        arguments = _hidden(arguments)
-        return cls(model, provider=name or "", **arguments)  # None would be the constructor's word for "find out"
+        arguments = hidden(arguments)
+        return cls(model=model, provider=name or "", **arguments)  # None would be the constructor's word for "find out"
 
     @classmethod
     def from_env(cls, prefix: str = "JAZZ_LLM__", **arguments: Any) -> Self:
@@ -157,7 +157,7 @@ class OpenAICompatibleLLM:
         """
         from .settings import gathered
 
-        arguments = _hidden(arguments)
+        arguments = hidden(arguments)
         return gathered(_rebuild, cls, arguments, prefix)
 
     @classmethod
@@ -181,7 +181,7 @@ class OpenAICompatibleLLM:
         """
         from .settings import gathered
 
-        arguments = _hidden(arguments)
+        arguments = hidden(arguments)
         return gathered(_rebuild, cls, arguments, "JAZZ_LLM__", os.fspath(path), section)
 
     def to_dict(self) -> dict[str, Any]:
@@ -542,8 +542,7 @@ class OpenAICompatibleLLM:
 
     def with_options(self, **changes: Any) -> OpenAICompatibleLLM:
         """Return a copy with other settings on the same pools; what the pools are made from cannot change in a copy."""
-        if "api_key" in changes:
-            changes["api_key"] = hide_key(changes["api_key"])
+        changes = hidden(changes)
         unknown = sorted(changes.keys() - self._config.arguments.keys())
         if unknown:
             raise TypeError(f"with_options() got an unexpected keyword argument {unknown[0]!r}")
@@ -601,11 +600,6 @@ def _rebuild(cls: type[L], arguments: dict[str, Any], streams: Any) -> L:
     if not check_flag("stream_enabled", streams):
         llm._config = replace(llm._config, streams=False)
     return llm
-
-
-def _hidden(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Take the key out of what a traceback with captured locals shows."""
-    return {name: hide_key(value) if name == "api_key" else value for name, value in arguments.items()}
 
 
 class _Shared:

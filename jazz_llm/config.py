@@ -116,8 +116,8 @@ class Config:
         return self.provider.name if self.provider else None
 
     def __repr__(self) -> str:
-        url = self.url.partition("?")[0]  # a query can hold a key
-        return f"Config(model={self.model!r}, url={url!r}, api_key={'***' if self.api_key else None})"
+        # The rest of a URL can hold a key.
+        return f"Config(model={self.model!r}, origin={self.origin!r}, api_key={'***' if self.api_key else None})"
 
 
 def configure(arguments: dict[str, Any]) -> Config:
@@ -259,6 +259,25 @@ def hide_key(api_key: Any) -> Any:
     return api_key if api_key is None or callable(api_key) or isinstance(api_key, Secret) else Secret(api_key)
 
 
+class Hidden(dict[str, Any]):
+    """A mapping of which repr shows the names alone: headers and queries may hold keys, and a traceback shows locals."""
+
+    def __repr__(self) -> str:
+        return f"{{{', '.join(f'{name!r}: ***' for name in self)}}}"
+
+
+def hidden(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the constructor's arguments with those hidden that may hold keys."""
+    return {name: _HIDING[name](value) if name in _HIDING else value for name, value in arguments.items()}
+
+
+def _hide_parts(value: Any) -> Any:
+    return Hidden(value) if isinstance(value, Mapping) else value
+
+
+_HIDING: dict[str, Callable[[Any], Any]] = {"api_key": hide_key, "default_headers": _hide_parts, "default_query": _hide_parts}
+
+
 def check_key(key: Secret, name: str = "api_key") -> Secret:
     """Return the key if it can stand in a header; the error does not show it."""
     problem = key.problem()
@@ -270,10 +289,10 @@ def check_key(key: Secret, name: str = "api_key") -> Secret:
 def check_headers(name: str, headers: object) -> dict[str, str]:
     """Return the headers if none can break out of its line."""
     checked = check_mapping(name, headers) or {}
-    for header, value in checked.items():
+    for header in checked:
         if not isinstance(header, str) or not _HEADER_NAME.fullmatch(header):
             raise LLMConfigurationError(f"{name}: {header!r} is not a header name.")
-        if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
+        if not isinstance(checked[header], str) or not _HEADER_VALUE.fullmatch(checked[header]):
             raise LLMConfigurationError(f"{name}: the value of {header!r} must be printable ASCII text on one line.")
         if header.lower() in _FRAMING:
             raise LLMConfigurationError(f"{name}: {header!r} is the connection's own business and cannot be set.")
@@ -286,7 +305,7 @@ def check_mapping(name: str, value: object) -> dict[str, Any] | None:
         return None
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise LLMConfigurationError(f"{name} must be a mapping with text keys, not {type(value).__name__}.")
-    return dict(value)
+    return type(value)(value) if isinstance(value, Hidden) else dict(value)
 
 
 def check_count(name: str, value: object, least: int, most: int, error: type[LLMError] = LLMConfigurationError) -> int:
@@ -304,10 +323,10 @@ def check_names(name: str, given: Iterable[str], known: Collection[str]) -> None
         raise LLMConfigurationError(f"{name}.{unknown} is not a setting. {suggestion(str(unknown), known)}")
 
 
-def suggestion(name: str, known: Collection[str]) -> str:
-    """Return the sentence that helps where a name is not known."""
+def suggestion(name: str, known: Collection[str], written: Callable[[str], str] = str) -> str:
+    """Return the sentence that helps where a name is not known; ``written`` says how a known one is written there."""
     near = difflib.get_close_matches(name.lower(), known, n=1)
-    return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+    return f"Did you mean {written(near[0])!r}?" if near else f"Known: {', '.join(map(written, known))}."
 
 
 def check_timeouts(timeout: object, first_token: object, deadline: object, *, streams: bool = False) -> Timeouts:

@@ -74,8 +74,8 @@ class Hooks:
     still open when the interpreter exits). A call is one request to the server with its retries: ``run_tools`` makes one for
     each turn, ``embed`` one for each batch; a stream begins with its first read. The functions are not awaited: they run where
     the call runs, in the caller's thread or loop, and it waits for them, so they must not block. The end of a stream that is
-    closed or dropped is told where that happens. What they raise is logged and touches nothing else; only what is no
-    ``Exception``, such as KeyboardInterrupt, passes.
+    closed or dropped is told where that happens. A call that one of them makes is not told to it. What they raise is logged
+    and touches nothing else; only what is no ``Exception``, such as KeyboardInterrupt, passes.
     """
 
     on_request: Callable[[RequestRecord], object] | None = None

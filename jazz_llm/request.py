@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
@@ -54,6 +55,7 @@ _SENT = (
     "chat_template_kwargs",
     "mock_response",
 )
+_KEY_IN_PATH = re.compile(r"/sk-[^/]*")
 _NOT_SENT = OPTIONS - set(_SENT)
 _NAMED = {*_SENT, "response_format"}  # fields that the user gave by this name
 _TIMES = ("timeout", "first_token_timeout", "deadline")
@@ -66,14 +68,14 @@ _SEQUENCE = (list, tuple)
 class Call:
     """One call, ready to be sent as often as it takes; nothing in it changes between attempts but ``headers``."""
 
-    url: str
-    body: bytes
+    url: str = field(repr=False)  # with its query
+    body: bytes = field(repr=False)
     config: Config
     streams: bool  # the caller reads a stream
     streamed: bool  # the server sends one; also where a whole answer is joined from it here
     timeouts: Timeouts
     max_retries: int
-    extra_headers: dict[str, str]
+    extra_headers: dict[str, str] = field(repr=False)
     choices: int
     messages: list[Any]  # as they were sent, to estimate tokens and to answer in mock mode
     fields: Mapping[str, Any]  # the body before it became bytes, for those who watch
@@ -247,6 +249,8 @@ def headers_of(call: Call, key: str | None) -> Headers:
 
 def _headers_of(call: Call, key: str | None) -> Headers:
     config = call.config
+    if key is None and config.key_hint:
+        _check_signed(call)
     merged = {
         "accept": "text/event-stream" if call.streamed else "application/json",
         "accept-encoding": "identity",
@@ -257,9 +261,14 @@ def _headers_of(call: Call, key: str | None) -> Headers:
         merged |= authorization(config, key)
     for extra in (config.default_headers, call.extra_headers):
         merged |= {name.lower(): value for name, value in extra.items()}
-    if key is None and config.key_hint and not merged.keys() & {"authorization", *authorization(config, "")}:
-        raise LLMAuthenticationError(config.key_hint)
     return tuple(merged.items())
+
+
+def _check_signed(call: Call) -> None:
+    """Raise unless a header of the user's stands for the key; here, where a traceback finds no header's value."""
+    given = {name.lower() for extra in (call.config.default_headers, call.extra_headers) for name in extra}
+    if not given & {"authorization", *authorization(call.config, "")}:
+        raise LLMAuthenticationError(call.config.key_hint)
 
 
 def ask_key(config: Config) -> str | None:
@@ -524,5 +533,6 @@ def _text_of(content: Any) -> str:
 
 
 def endpoint_of(url: str) -> str:
-    """Return the URL without its query, for metrics and messages."""
-    return url.partition("?")[0]
+    """Return the URL without its query, and without a key in its path, as some relays have it: for metrics and messages."""
+    shown = url.partition("?")[0]
+    return _KEY_IN_PATH.sub("/***", shown) if "/sk-" in shown else shown

@@ -16,7 +16,17 @@ from .config import Secret
 from .errors import LLMClosedError, LLMConfigurationError, LLMError, LLMStatusError
 from .mock import MockResponse
 from .request import Call, ask_key, ask_key_async, endpoint_of, headers_of
-from .response import MAX_ERROR_BODY, Decoder, error_from, inflated, rate_limits_of, redacted, request_id_of, without
+from .response import (
+    MAX_ERROR_BODY,
+    Decoder,
+    error_from,
+    inflated,
+    rate_limits_of,
+    redacted,
+    request_id_of,
+    tell_no_key,
+    without,
+)
 from .response.embeddings import EmbeddingsDecoder
 from .response.events import EventDecoder, partial_json
 from .response.models import ModelsDecoder
@@ -256,6 +266,7 @@ class _StreamState:
         response.latency_ms = (now - self._started) * 1e3
         request_id = request_id_of(answer.headers, call.config.provider_name)
         response.request_id = None if request_id is None else without(request_id, self._key.reveal())
+        tell_no_key(response, self._key.reveal())
         response.rate_limits = rate_limits_of(answer.headers, call.config.provider_name)
         timed = call.streams and first is not None
         response.metrics = CallMetrics(

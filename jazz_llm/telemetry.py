@@ -9,6 +9,7 @@ The conventions are at "development", so names may change; all of them are in th
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -235,12 +236,17 @@ def _is_number(value: Any) -> bool:
 def _answered(record: RequestRecord, response: LLMResponse[Any]) -> dict[str, Any]:
     told: dict[str, Any] = {_RESPONSE_MODEL: response.model, _ID: response.id, _FIRST_CHUNK: _first_chunk(response)}
     if record.operation == "chat":
-        told[_REASONS] = [choice.finish_reason for choice in response.choices if choice.finish_reason] or None
+        told[_REASONS] = [_reason(choice.finish_reason) for choice in response.choices if choice.finish_reason] or None
     if not response.usage.estimated:
         told |= {name: getattr(response.usage, field) for field, name in _USAGE.items()}
     if record.operation == "embeddings":
         told.pop(_USAGE["completion_tokens"], None)  # there are none
     return {name: value for name, value in told.items() if value is not None and value != ""}
+
+
+def _reason(word: str) -> str:
+    """Return a finish_reason; of a provider's own only what is a word, since it could be anything."""
+    return word if re.fullmatch(r"[A-Za-z_]{1,40}", word) else "other"
 
 
 def _first_chunk(response: LLMResponse[Any]) -> float | None:

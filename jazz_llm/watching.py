@@ -16,6 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from .errors import LLMError, LLMStatusError, LLMTimeoutError
@@ -35,6 +36,9 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "error"})
 _ODD = re.compile(r"[^\w.:/@+*~-]+")  # what is in no name: line ends and escape sequences would write lines of their own
 _LONGEST = 128  # characters of a name that is a stranger's
+
+# The hooks that run around this point: a call that one of them makes is not told to it, or it would call without end.
+_telling: ContextVar[tuple[Hooks, ...]] = ContextVar("_telling", default=())
 
 
 def watch(call: Call) -> Watch | None:
@@ -59,8 +63,9 @@ class Watch:
         record, call = self._record, self._call
         self._debug("begins: %s %s, %d bytes", call.method, record.url, len(call.body))
         for hooks in call.config.hooks:
-            self._hooks.append(hooks)
-            _run("on_request", hooks, record)
+            if not any(hooks is other for other in _telling.get()):
+                self._hooks.append(hooks)
+                _run("on_request", hooks, record)
 
     def answered(self, attempt: int, status: int, http_version: str, seconds: float) -> None:
         """Tell the log what a try was answered."""
@@ -150,6 +155,7 @@ def _run(name: str, hooks: Hooks, record: Any) -> None:
     hook = getattr(hooks, name)
     if hook is None:
         return
+    before = _telling.set((*_telling.get(), hooks))
     try:
         hook(record)
     except Exception as error:
@@ -158,6 +164,8 @@ def _run(name: str, hooks: Hooks, record: Any) -> None:
             trace = trace.tb_next
         where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else "?"
         LOGGER.error("%s raised %s at %s; the call goes on.", name, type(error).__name__, where)  # noqa: TRY400  # no words
+    finally:
+        _telling.reset(before)
 
 
 def _name(record: RequestRecord) -> str:
@@ -179,6 +187,18 @@ def _shown(text: str | None) -> str:
     return "-" if text is None else _ODD.sub("_", text)[:_LONGEST]
 
 
+class _ToStderr(logging.StreamHandler[Any]):
+    """Writes to whatever stderr is by then: what draws on the terminal puts its own there, to print lines above the drawing."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        """Return stderr."""
+        return sys.stderr
+
+
 def _log_to_stderr(level: str | None) -> None:
     """Write the log to stderr as ``JAZZ_LLM_LOG`` asks for."""
     if not level:
@@ -186,7 +206,7 @@ def _log_to_stderr(level: str | None) -> None:
     if level.lower() not in _LEVELS:
         warnings.warn(f"{_VARIABLE} must be debug or info, not {level[:20]!r}: nothing is logged.", stacklevel=2)
         return
-    handler = logging.StreamHandler()
+    handler = _ToStderr()
     handler.setFormatter(logging.Formatter(_FORMAT))
     LOGGER.addHandler(handler)
     LOGGER.setLevel(_LEVELS[level.lower()])

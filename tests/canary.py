@@ -7,6 +7,7 @@ log records of all libraries, instances, streams, responses, errors. ``SOURCES``
 from __future__ import annotations
 
 import base64
+import functools
 import html
 import json
 import logging
@@ -60,6 +61,7 @@ class Watch:
         self.instances: list[weakref.ref[Any]] = []
         self.streams: list[weakref.ref[Any]] = []
         self.shown: list[str] = []  # of instances and streams, which are not kept alive
+        self.settings: list[str] = []
         self.responses: list[LLMResponse[Any]] = []
         self.errors: list[LLMError] = []
         self.files: list[Path] = []
@@ -83,6 +85,7 @@ class Watch:
         def after(cls: type, name: str, look: Callable[..., Any]) -> None:
             real = getattr(cls, name)
 
+            @functools.wraps(real)
             def wrapped(this: Any, *args: Any, **options: Any) -> Any:
                 result = real(this, *args, **options)
                 look(this, *args)
@@ -91,9 +94,15 @@ class Watch:
             monkeypatch.setattr(cls, name, wrapped)
 
         after(LLMError, "__init__", lambda error, *_: self.errors.append(error))
-        after(OpenAICompatibleLLM, "__init__", lambda llm, *_: (self.instances.append(weakref.ref(llm)), self.shown.append(f"{llm!r} {llm}")))
+        after(OpenAICompatibleLLM, "__init__", self._meet)
         after(_StreamState, "__init__", lambda stream, *_: self.streams.append(weakref.ref(stream)))
         after(_StreamState, "_complete", lambda stream, response: (self.responses.append(response), self.shown.append(f"{stream!r} {stream}")))
+
+    def _meet(self, llm: OpenAICompatibleLLM, *_: Any) -> None:
+        self.instances.append(weakref.ref(llm))
+        self.shown.append(f"{llm!r} {llm}")
+        # An organization's id is a setting like any other.
+        self.settings.append(f"{llm.to_dict()}".replace(ORGANIZATION, ""))
 
     def _inject(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Give each instance the canaries, where it has no key or such header of its own, and the hooks of OpenTelemetry."""
@@ -155,6 +164,11 @@ def instances_and_streams(watch: Watch) -> Iterator[str]:
     yield from (f"{one!r} {one}" for one in alive if one is not None)
 
 
+def settings(watch: Watch) -> Iterator[str]:
+    """Yield what ``to_dict`` says of them."""
+    yield from watch.settings
+
+
 def responses(watch: Watch) -> Iterator[str]:
     yield from (f"{response!r} {response}" for response in watch.responses)
 
@@ -194,4 +208,4 @@ def cassettes(watch: Watch) -> Iterator[bytes]:
     yield from (file.read_bytes() for file in watch.files if file.exists())
 
 
-SOURCES: list[Callable[[Watch], Iterator[str | bytes]]] = [logs, instances_and_streams, responses, errors, tracebacks, pickles, spans, cassettes]
+SOURCES: list[Callable[[Watch], Iterator[str | bytes]]] = [logs, instances_and_streams, settings, responses, errors, tracebacks, pickles, spans, cassettes]

@@ -7,6 +7,7 @@ import contextlib
 import email.utils
 import gzip
 import inspect
+import os
 import re
 import socket
 import subprocess
@@ -735,6 +736,44 @@ def test_a_file_is_used_by_one_cassette_at_a_time(tmp_path: Path) -> None:
     once = cassette(tmp_path / "t.yaml")
     with once, pytest.raises(LLMConfigurationError, match="in use"), once:
         pytest.fail("the body must not run")
+
+
+def test_two_names_of_a_file_are_one_file(tmp_path: Path) -> None:
+    (tmp_path / "other").symlink_to(tmp_path)
+    for name in (tmp_path / "other" / "t.yaml", tmp_path / "." / "no" / ".." / "t.yaml"):
+        with cassette(tmp_path / "t.yaml"), pytest.raises(LLMConfigurationError, match="in use by another"), cassette(name):
+            pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_leaves_the_file_to_its_parent(tmp_path: Path) -> None:
+    file = tmp_path / "t.yaml"
+    with FakeServer() as server, client(server.url) as llm, contextlib.suppress(LookupError):
+        with cassette(file):
+            llm.generate("of both")
+            child = os.fork()
+            if child:
+                assert os.waitpid(child, 0)[1] == 0
+                raise LookupError  # of the parent alone: nothing is to be saved
+            code = 1
+            with contextlib.suppress(BaseException):
+                assert llm.generate("of the child").text
+                code = 0
+        os._exit(code)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_processes_that_record_one_file_leave_a_whole_one(tmp_path: Path) -> None:
+    """As the workers of pytest-xdist may: the last one wins."""
+    file = tmp_path / "t.yaml"
+    code = "import sys; from jazz_llm import OpenAICompatibleLLM; from jazz_llm.testing import cassette\nwith cassette(sys.argv[1]): print(OpenAICompatibleLLM('m', base_url=sys.argv[2]).generate('hi').text)"
+    with FakeServer() as server:
+        workers = [subprocess.Popen([sys.executable, "-c", code, file, server.url], stdout=subprocess.PIPE, text=True) for _ in range(4)]
+        said = {worker.communicate(timeout=60)[0] for worker in workers}
+    assert said == {"Hello, world!\n"}
+    assert {worker.returncode for worker in workers} == {0}
+    assert [path.name for path in tmp_path.iterdir()] == ["t.yaml"]
+    assert len(held(tmp_path)) == 1
 
 
 def test_cassettes_that_end_in_another_order(tmp_path: Path) -> None:

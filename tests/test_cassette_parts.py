@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import time
 from typing import Any
 from unittest.mock import patch
 
@@ -18,8 +19,11 @@ from jazz_llm import LLMClosedError, LLMConfigurationError, LLMConnectionError, 
 from jazz_llm.testing import cassette_file
 from jazz_llm.testing.cassette_file import NotACassetteError, dump, load
 from jazz_llm.testing.cassette_secrets import MARK, Secrets
-from jazz_llm.testing.cassette_tape import Answer, Asked, Exchange, Takes, Tape, asked_of
+from jazz_llm.testing.cassette_tape import Answer, Asked, Exchange, Takes, Tape, asked_of, readable
 from jazz_llm.transport import Request
+
+from .canary import KEY as CANARY
+from .canary import SPELLINGS
 
 KEY = "sk_canary+/=1234567890"
 
@@ -73,6 +77,32 @@ def test_other_spellings_of_a_key() -> None:
     assert secrets.text(json.dumps({"k": key})) == json.dumps({"k": MARK})
     assert secrets.text(json.dumps({"k": key}).replace("/", "\\/")) == json.dumps({"k": MARK})
     assert secrets.url("https://h/p?x=quote%22back%5Cslash%2F9") == f"https://h/p?x={MARK}"
+
+
+def test_where_a_cookie_counts_is_no_secret() -> None:
+    """Else the host would be taken out of every URL."""
+    secrets = Secrets()
+    secrets.learn_answer({"set-cookie": "id=0123456789abc; Domain=api.test.example; Path=/v1/chat/completions; SameSite=None, b=abcdefghijkl; Expires=Wednesday"})
+    assert secrets.url("https://api.test.example/v1/chat/completions") == "https://api.test.example/v1/chat/completions"
+    assert secrets.text("0123456789abc abcdefghijkl Wednesday") == f"{MARK} {MARK} Wednesday"
+
+
+def test_the_word_before_a_key_is_no_beginning_of_it() -> None:
+    secrets = Secrets()
+    secrets.learn_request([("authorization", f"Bearer {KEY}")])
+    assert secrets.data(b"send it as Bearer") == b"send it as Bearer"
+
+
+def test_a_request_is_not_cut() -> None:
+    asked = asked_of(request({"model": KEY[:8]}, authorization=f"Bearer {KEY}"), secrets := Secrets())
+    secrets.learn_request([("authorization", f"Bearer {KEY}")])
+    assert asked_of(request({"model": KEY[:8]}), secrets) == asked
+
+
+def test_half_a_key_at_the_end_is_taken_out() -> None:
+    """The connection broke within it, or its reader left."""
+    answer = recorded(request(whole=False, authorization=f"Bearer {KEY}"), f"data: {KEY[:-3]}".encode())
+    assert [read for _, read in answer.reads] == [f"data: {MARK}".encode()]
 
 
 def test_a_short_value_is_no_secret_of_a_text() -> None:
@@ -142,6 +172,15 @@ def test_a_key_in_the_deltas_of_several_events() -> None:
     assert "".join(d["delta"]["content"] for d in deltas if d["index"] == 1) == "other" * 4
 
 
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_key_in_another_spelling_in_the_deltas_of_several_events(spelling: str) -> None:
+    spelt = SPELLINGS[spelling](CANARY)
+    reads = [event(content=f"Your key: {spelt[:9]}"), event(content=spelt[9:21]), event(content=f"{spelt[21:]} is it")]
+    answer = recorded(request(whole=False, authorization=f"Bearer {CANARY}"), *reads)
+    deltas = [json.loads(read[6:])["choices"][0]["delta"]["content"] for _, read in answer.reads]
+    assert "".join(deltas) == f"Your key: {MARK} is it"
+
+
 def test_equal_events_are_not_mistaken_for_each_other() -> None:
     key = "abcabcabcabc"
     answer = recorded(request(whole=False, x_key=key), b"".join(event(content="abc") for _ in range(5)))
@@ -158,7 +197,7 @@ def test_a_key_in_the_arguments_of_a_tool_call() -> None:
 def test_a_key_in_json_that_escapes_more_than_it_must() -> None:
     escaped = "".join(f"\\u{ord(character):04x}" for character in KEY)
     answer = recorded(request(authorization=f"Bearer {KEY}"), f' {{"error": {{"message": "no: {escaped}!"}}}}'.encode())
-    assert [read for _, read in answer.reads] == [f' {{"error":{{"message":"no: {MARK}!"}}}}'.encode()]
+    assert [read for _, read in answer.reads] == [f' {{"error": {{"message": "no: {MARK}!"}}}}'.encode()]
 
 
 @given(st.integers(1, 30), st.sampled_from(["\n\n", "\r\n\r\n"]))
@@ -197,6 +236,19 @@ def test_a_damaged_compressed_body_leaves_nothing_of_itself(packed: bytes) -> No
     assert KEY.encode() not in b"".join(read for _, read in answer.reads)
 
 
+@pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip"])
+def test_a_coding_that_cannot_be_read_leaves_nothing_of_the_body(coding: str) -> None:
+    """It may hide a key."""
+    answer = recorded(request(authorization=f"Bearer {KEY}"), gzip.compress(KEY.encode()), headers={"content-encoding": coding})
+    assert (answer.headers, [read for _, read in answer.reads]) == ({"content-encoding": coding}, [b"(unreadable)"])
+
+
+def test_only_codings_that_can_be_read_are_asked_for() -> None:
+    asked = readable(request(accept_encoding="gzip, deflate, br, zstd", accept="text/plain, text/html"))
+    assert dict(asked.headers) == {"accept-encoding": "gzip, deflate", "accept": "text/plain, text/html"}
+    assert readable(request(accept_encoding="identity")) == request(accept_encoding="identity")
+
+
 # --- matching -----------------------------------------------------------------------------------------------------------------
 
 
@@ -223,9 +275,21 @@ def test_answers_come_in_order_and_run_out() -> None:
 def test_what_was_stripped_may_be_another_secret_now() -> None:
     tape = Tape("t.yaml", [exchange({"auth": MARK, "a": "1"}, b"1")])
     assert tape.answer_to(Asked("POST", "https://api.test/", {"a": "1", "auth": "sk_another"})).reads == [(0.0, b"1")]
+    assert Tape("t.yaml", [exchange({"auth": MARK})]).answer_to(Asked("POST", "https://api.test/", {"auth": 'a "quoted\\" one'})).status == 200
     with pytest.raises(LLMConfigurationError, match=r'"a": "1",\n.*"a": "2",\n') as caught:
         tape.answer_to(Asked("POST", "https://api.test/", {"a": "2", "auth": "sk_another"}))
     assert "sk_another" not in str(caught.value)
+
+
+def test_many_marks_in_one_text_take_no_time() -> None:
+    held, asked = (f"x {' b '.join([word] * times)} end" for word, times in ((MARK, 8), ("sk_another", 300)))
+    tape = Tape("t.yaml", [exchange({"a": held, "b": "1"}, b"1")])
+    began = time.perf_counter()
+    assert tape.answer_to(Asked("POST", "https://api.test/", {"a": asked, "b": "1"})).reads == [(0.0, b"1")]
+    for other in ({"a": asked, "b": "2"}, {"a": f"{asked}!", "b": "1"}, {"a": asked, "b": "1", "c": "end"}):
+        with pytest.raises(LLMConfigurationError, match="differs in"):
+            tape.answer_to(Asked("POST", "https://api.test/", other))
+    assert time.perf_counter() - began < 2
 
 
 def test_a_changed_request_says_what_differs_from_the_nearest() -> None:
@@ -376,7 +440,13 @@ HEAD = "format: jazz_llm cassette 1\nexchanges:\n"
         (HEAD + "- request: {method: GET, url: u, body: null}\n", "exchange number 1 is not whole .KeyError: 'answer'"),
         (HEAD + "- request: {method: GET, url: u}\n  answer: {}\n", "KeyError: 'body'"),
         (HEAD + "- request: {method: GET, url: u, body: 1}\n  answer: {colour: 1}\n", "colour"),
-        (HEAD + "- request: {method: GET, url: u, body: 1}\n  answer: {status: ok}\n", "status must be a number"),
+        (HEAD + "- request: {method: GET, url: u, body: 1}\n  answer: {status: ok}\n", "status must be numbers"),
+        (HEAD + "- request: {method: GET, url: u, body: 1}\n  answer: {at: soon}\n", "at and status must be numbers"),
+        (HEAD + "- request: {method: GET, url: u, body: {1: a, b: c}}\n  answer: {}\n", "a name in it is no text"),
+        (HEAD + "- request: {method: GET, url: u, body: " + "[" * 600 + "]" * 600 + "}\n  answer: {}\n", "nested too deeply"),
+        (HEAD + "- request: {method: GET, url: u, body: &a [*a]}\n  answer: {}\n", "aliases stand for too much"),
+        (HEAD + "- request: {method: GET, url: u, body: 1}\n  answer: {reads: [{at: 0, json: &a {b: *a}}]}\n", "aliases stand for too much"),
+        ("".join(f"b{i}: &b{i} [{', '.join([f'*b{i - 1}' if i else 'lol'] * 10)}]\n" for i in range(9)) + HEAD + "- request: *b8\n", "aliases stand for too much"),
         (HEAD + "- request: {method: GET, url: u, body: 1}\n  answer: {reads: [{at: 0, text: 1}]}\n", "number 1 is not whole"),
         (HEAD + "- request: {method: GET, url: u, body: 1}\n  answer: {reads: [{at: 0, base64: '*'}]}\n", "number 1 is not whole"),
         (HEAD + "- request: {method: GET, url: u, body: 1}\n  answer: {error: {type: OSError, message: m, at: 0.1}}\n", "'OSError' is no class of"),

@@ -213,6 +213,14 @@ def test_a_provider_has_its_dialect_and_needs_no_key(colour: Colour) -> None:
     assert "max_tokens" in llm.calls[0].options
 
 
+def test_a_model_named_by_a_class_method_is_no_reply() -> None:
+    llm = FakeLLM.from_provider("groq", "llama")
+    assert llm.list_models()
+    with pytest.raises(LLMConfigurationError, match="given 0 replies"):
+        llm.generate("hi")
+    assert llm.calls[-1].options["model"] == "llama"
+
+
 def test_models_and_embeddings_take_no_reply(colour: Colour) -> None:
     llm = FakeLLM("for the chat")
     assert [model.id for model in llm.list_models()] == ["fake-model"]

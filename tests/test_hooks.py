@@ -537,6 +537,24 @@ def test_an_interrupt_passes_through_hooks(server: FakeServer, told: Told, name:
 # --- the argument
 
 
+@pytest.mark.parametrize("name", ["on_request", "on_response"])
+def test_a_call_that_a_hook_makes_is_not_told_to_it(server: FakeServer, told: Told, name: str) -> None:
+    """Else it would call without end; but others are told."""
+
+    def ask(_: Any) -> None:
+        asked.append(name)
+        if len(asked) < 20:
+            llm.generate("and this?")
+
+    asked: list[str] = []
+    with OpenAICompatibleLLM("m", base_url=server.url, hooks=[Hooks(**{name: ask}), told.hooks]) as llm:
+        llm.generate("hi")
+        assert asked == [name]
+        assert [len(told.of(kind)) for kind in (RequestRecord, ResponseRecord)] == [2, 2]
+        llm.generate("hi")
+    assert asked == [name] * 2
+
+
 def test_several_hooks_are_told_in_their_order(server: FakeServer) -> None:
     order: list[str] = []
     hooks = [Hooks(on_request=lambda _, name=name: order.append(name)) for name in ("first", "second")]

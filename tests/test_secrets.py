@@ -8,6 +8,9 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +22,7 @@ from jazz_llm import LLMError, LLMResponse, OpenAICompatibleLLM, RetryPolicy
 from jazz_llm.response import without
 from jazz_llm.testing import FakeServer, Reply, Request, cassette
 
-from .canary import CANARIES, KEY, SOURCES, SPELLINGS, TOKEN, Watch, secrets_in
+from .canary import CANARIES, HEADERS, KEY, SOURCES, SPELLINGS, TOKEN, Watch, secrets_in
 from .colours import Async, Sync
 
 Colour = Sync | Async
@@ -62,6 +65,10 @@ def in_an_instance(watch: Watch, llm: OpenAICompatibleLLM) -> None:
     watch.kept = Chatty("m", KEY, "http://localhost:9")  # type: ignore[attr-defined]
 
 
+def in_the_settings(watch: Watch, llm: OpenAICompatibleLLM) -> None:
+    OpenAICompatibleLLM("m", base_url="http://localhost:9", extra_body={"harmless": [KEY[:-1]]})
+
+
 def in_a_response(watch: Watch, llm: OpenAICompatibleLLM) -> None:
     llm.generate(KEY)
 
@@ -102,6 +109,7 @@ def in_a_cassette(watch: Watch, llm: OpenAICompatibleLLM) -> None:
 PLANTED: dict[str, Callable[[Watch, OpenAICompatibleLLM], None]] = {
     "logs": in_the_log,
     "instances_and_streams": in_an_instance,
+    "settings": in_the_settings,
     "responses": in_a_response,
     "errors": in_an_error,
     "tracebacks": in_a_traceback,
@@ -142,6 +150,13 @@ def test_the_key_is_taken_out_in_any_spelling_and_wherever_the_text_was_cut(inne
     assert without(text, KEY) == "said ***, ***: no"
     for cut in range(len("said ") + 6, len(text)):
         assert list(secrets_in(without(text[:cut], KEY))) == []
+
+
+@pytest.mark.parametrize("spelling", ["JSON", "JSON with all escaped", "JSON in JSON", "URL"])
+def test_json_stays_json(spelling: str) -> None:
+    """The quote behind the key keeps its backslash."""
+    said = SPELLINGS[spelling](KEY)
+    assert json.loads(without(f'{{"message": "the key \\"{said}\\" is wrong"}}', KEY)) == {"message": 'the key "***" is wrong'}
 
 
 def test_texts_without_the_key_stay_as_they_are() -> None:
@@ -249,8 +264,6 @@ PLACES = [
     in_too_much,
     as_a_status_line,
 ]
-# A cassette knows what a server may well say: a line that is whole, in a spelling of JSON's or a URL's.
-TAPED = {"as it is", "JSON", "JSON with slashes escaped", "URL"}
 JSON_PLACES = {in_the_body, in_a_detail, in_an_event, in_pieces, beside_the_choices}
 
 
@@ -267,7 +280,7 @@ def test_a_server_that_says_the_key_back(
     async def echo(_: Request, reply: Reply) -> None:
         await place(reply, said)
 
-    watch.files += [tmp_path / "cassette.yaml"] if spelling in TAPED else []
+    watch.files.append(tmp_path / "cassette.yaml")
     with FakeServer(echo) as server, OpenAICompatibleLLM("m", base_url=server.url, retry=SOON, max_retries=1, max_event_bytes=1000) as llm:
         with cassette(tmp_path / "cassette.yaml"):
             if kind == "events":
@@ -278,3 +291,55 @@ def test_a_server_that_says_the_key_back(
                     colour.generate(llm)
     assert watch.errors
     assert watch.leaks() == []
+
+
+# --- files and commands
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_saved_file_holds_no_secret(watch: Watch, tmp_path: Path, spelling: str) -> None:
+    said = SPELLINGS[spelling](KEY)
+    body = {"note": f"mine is {said}", "list": [said, {"deep": said}], said: 1, "kept": "yes"}
+    llm = OpenAICompatibleLLM("m", base_url="http://localhost:9", extra_body=body, chat_template_kwargs={"a": said}, stop=[said, "stop"])
+    llm.to_yaml(tmp_path / "llm.yaml")
+    text = (tmp_path / "llm.yaml").read_text()
+    assert "kept: 'yes'" in text
+    assert list(secrets_in(text.replace(HEADERS["OpenAI-Organization"], ""))) == []
+    assert watch.leaks() == []
+
+
+COMMANDS = {
+    "help": ["--help"],
+    "chat": ["chat", "hi"],
+    "chat --stats": ["chat", "--stats", "hi"],
+    "models": ["models"],
+    "doctor": ["doctor"],
+    "bench": ["bench", "--requests", "2", "--streams", "1"],
+    "wrong": ["chat", "--temperature", "nan", "hi"],
+    "unknown": ["chat", "--nonsense"],
+    **{f"{name} --help": [name, "--help"] for name in ("chat", "models", "doctor", "bench", "gateway", "completion")},
+}
+
+
+@pytest.mark.parametrize("fails", ["never", "streams", "always"])
+@pytest.mark.parametrize("words", COMMANDS)
+def test_no_command_shows_the_key(words: str, fails: str) -> None:
+    """A server that fails says the key back."""
+    pytest.importorskip("click", reason='click is not installed: pip install ".[cli]"')
+
+    async def echo(request: Request, reply: Reply) -> Any:
+        said = json.dumps(request.headers["authorization"])[1:-1]
+        if fails != "always" and b'"stream":true' not in request.body:
+            listed = {"id": "chatcmpl-1", "data": [{"id": "m"}], "choices": [{"index": 0, "message": {"content": "yes"}, "finish_reason": "stop"}]}
+            return await reply.json(listed)
+        await raw(reply, 401, f'{{"error": {{"message": "no: {said}", "param": "{said}"}}}}'.encode(), {"x-request-id": KEY})
+
+    settings = {"JAZZ_LLM__API_KEY": KEY, "JAZZ_LLM__MODEL": "m", "JAZZ_LLM_LOG": "debug", "JAZZ_LLM__DEFAULT_HEADERS__X_AUTH": TOKEN}
+    with FakeServer(None if fails == "never" else echo) as server:
+        line = [sys.executable, "-m", "jazz_llm", *COMMANDS[words]]
+        environment = {**os.environ, **settings, "JAZZ_LLM__BASE_URL": server.url}
+        done = subprocess.run(line, capture_output=True, timeout=60, check=False, env=environment, stdin=subprocess.DEVNULL)
+        asked = [request.headers["authorization"] for request in server.requests]
+    assert list(secrets_in(done.stdout + done.stderr)) == []
+    assert set(asked) <= {f"Bearer {KEY}"}
+    assert bool(asked) == (words in ("chat", "chat --stats", "models", "doctor", "bench"))

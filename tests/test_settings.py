@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from jazz_llm import LLMCapabilityError, LLMConfigurationError, OpenAICompatibleLLM, RetryPolicy
+from jazz_llm import LLMAuthenticationError, LLMCapabilityError, LLMConfigurationError, OpenAICompatibleLLM, RetryPolicy
 from jazz_llm.settings.fields import FIELDS, LIVE
 from jazz_llm.testing import FakeServer
 
@@ -195,8 +195,8 @@ def test_parts_go_over_a_whole(env: Env) -> None:
         ({"RETRY": "1", "RETRY__INITIAL": "2"}, ("RETRY ", "RETRY__INITIAL")),
         ({"BASE_URL": "http://a", "ENDPOINT_URL": "http://b"}, ("BASE_URL", "ENDPOINT_URL")),
         ({"TIMEOUT__REQUEST": "1", "REQUEST_TIMEOUT_SECONDS": "2"}, ("TIMEOUT__REQUEST", "REQUEST_TIMEOUT_SECONDS")),
-        ({"TEMPRATURE": "1"}, ("JAZZ_LLM__TEMPRATURE is not a setting", "Did you mean 'temperature'?")),
-        ({"XYZZY": "1"}, ("JAZZ_LLM__XYZZY is not a setting", "Known: model, base_url")),
+        ({"TEMPRATURE": "1"}, ("JAZZ_LLM__TEMPRATURE is not a setting", "Did you mean 'JAZZ_LLM__TEMPERATURE'?")),
+        ({"XYZZY": "1"}, ("JAZZ_LLM__XYZZY is not a setting", "Known: JAZZ_LLM__MODEL, JAZZ_LLM__BASE_URL")),
         ({"TRANSPORT": "x"}, ("JAZZ_LLM__TRANSPORT", "pass it as an argument")),
         ({"RETRY__INTIAL": "1"}, ("retry.intial", "Did you mean 'initial'?", "JAZZ_LLM__RETRY__INTIAL")),
         ({"RETRY__INITIAL": "soon"}, ("retry: initial", "JAZZ_LLM__RETRY__INITIAL")),
@@ -269,7 +269,7 @@ def test_a_prefix_that_others_use_too(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "m")
     assert made(prefix="MYAPP_").model == "m"
     monkeypatch.setenv("MYAPP_TEMPRATURE", "1")
-    assert "Did you mean 'temperature'?" in refused(lambda: made(prefix="MYAPP_"))
+    assert "Did you mean 'MYAPP_TEMPERATURE'?" in refused(lambda: made(prefix="MYAPP_"))
 
 
 def test_no_prefix_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -626,15 +626,15 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 SECRETS: list[dict[str, Any]] = [
-    *({"default_headers": {name: "s3cr3t"}} for name in ("Authorization", "Proxy-Authorization", "Cookie", "x-api-key", "api-key", "X-Auth-Token", "Ocp-Apim-Subscription-Key", "CF-Access-Client-Secret", "X-Amz-Signature")),
-    *({"default_headers": {"X-Any": f"{scheme} s3cr3t-long"}} for scheme in ("Bearer", "basic")),
-    *({"default_query": {name: "s3cr3t"}} for name in ("key", "sig", "token", "code", "access_token")),
-    *({"extra_body": body} for body in ({"api_key": "s3cr3t"}, {"apiKey": "s3cr3t"}, {"a": [{"aws_secret_access_key": "s3cr3t"}]}, {"url": "https://user:s3cr3t@host/"}, {"list": ["sk-s3cr3t"]}, {"password": {"x": "s3cr3t"}})),
-    {"chat_template_kwargs": {"hf_token": "s3cr3t"}},
-    {"proxy": "http://user:s3cr3t@proxy:3128"},
-    {"cert": (__file__, __file__, "s3cr3t")},
-    {"api_key": "s3cr3t", "default_headers": {"X-Mine": "it is s3cr3t"}, "extra_body": {"x": "s3cr3t"}},
-    {"api_key": "s3cr3t", "base_url": "https://gateway.example.com/s3cr3t/v1"},
+    *({"default_headers": {name: "s3cr3t-0123"}} for name in ("Authorization", "Proxy-Authorization", "Cookie", "x-api-key", "api-key", "X-Auth-Token", "Ocp-Apim-Subscription-Key", "CF-Access-Client-Secret", "X-Amz-Signature")),
+    *({"default_headers": {"X-Any": f"{scheme} s3cr3t-0123-long"}} for scheme in ("Bearer", "basic")),
+    *({"default_query": {name: "s3cr3t-0123"}} for name in ("key", "sig", "token", "code", "access_token")),
+    *({"extra_body": body} for body in ({"api_key": "s3cr3t-0123"}, {"apiKey": "s3cr3t-0123"}, {"a": [{"aws_secret_access_key": "s3cr3t-0123"}]}, {"url": "https://user:s3cr3t-0123@host/"}, {"list": ["sk-s3cr3t-0123"]}, {"password": {"x": "s3cr3t-0123"}})),
+    {"chat_template_kwargs": {"hf_token": "s3cr3t-0123"}},
+    {"proxy": "http://user:s3cr3t-0123@proxy:3128"},
+    {"cert": (__file__, __file__, "s3cr3t-0123")},
+    {"api_key": "s3cr3t-0123", "default_headers": {"X-Mine": "it is s3cr3t-0123"}, "extra_body": {"x": "s3cr3t-0123"}},
+    {"api_key": "s3cr3t-0123", "base_url": "https://gateway.example.com/s3cr3t-0123/v1"},
 ]  # fmt: skip
 
 
@@ -644,12 +644,19 @@ def test_secrets_do_not_come_back_out(arguments: dict[str, Any], tmp_path: Path)
     llm.to_yaml(tmp_path / "saved.yaml")
     data = {**llm.to_dict(), "saved": (tmp_path / "saved.yaml").read_text()}
     seen = f"{data} {(tmp_path / 'saved.yaml').read_text()} {llm!r} {llm._config!r}"
-    assert "s3cr3t" not in (str(data) if "base_url" in arguments else seen)  # its path is for all to see but in what is kept
+    assert "s3cr3t-0123" not in (str(data) if "base_url" in arguments else seen)  # its path is for all to see but in what is kept
     assert KEY not in seen
 
 
+@pytest.mark.parametrize(("model", "key"), [("lm-studio-1", "lm-studio"), ("m", "m"), ("ollama", "ollama"), ("gpt-4o", "gpt-4o-and-more")])
+def test_a_model_named_as_the_key_is_kept(model: str, key: str) -> None:
+    llm = OpenAICompatibleLLM(model, key, "http://ollama.localhost:9", extra_body={"note": model})
+    said = llm.to_dict()
+    assert (said["model"], said["base_url"], said["extra_body"]) == (model, "http://ollama.localhost:9", {"note": model})
+
+
 def test_a_proxy_stays_where_its_user_goes() -> None:
-    assert OpenAICompatibleLLM("m", "k", proxy="http://user:s3cr3t@proxy:3128").to_dict()["proxy"] == "http://proxy:3128"
+    assert OpenAICompatibleLLM("m", "k", proxy="http://user:s3cr3t-0123@proxy:3128").to_dict()["proxy"] == "http://proxy:3128"
 
 
 # --- keys
@@ -726,6 +733,51 @@ def test_no_error_shows_a_key_that_was_given() -> None:
         with pytest.raises(LLMConfigurationError) as caught:
             make()
         assert KEY not in shown(caught.value)
+
+
+@pytest.mark.parametrize("name", ["default_headers", "default_query"])
+@pytest.mark.parametrize("wrong", [{"seed": "x"}, {"no_such": 1}, {"default_headers": {"a": KEY, "b": "\n"}}, {"default_headers": {"b": f"{KEY}\n"}}, {"default_query": {"a": KEY, "b": "\n"}}], ids=str)
+def test_no_error_shows_what_headers_and_queries_hold(name: str, wrong: dict[str, Any], env: Env, file: File) -> None:
+    arguments = {name: {"X-Auth": KEY}, **wrong}
+    env(DEFAULT_HEADERS__X_AUTH=KEY, DEFAULT_QUERY__X=KEY)
+    path = file(f"model: m\n{name}: {{X-Token: {KEY}}}")
+    makers = {
+        "constructor": lambda: OpenAICompatibleLLM("m", **arguments),
+        "from_provider": lambda: OpenAICompatibleLLM.from_provider("groq", "m", **arguments),
+        "from_env": lambda: made(**arguments),
+        "from_env alone": lambda: made(**{key: value for key, value in wrong.items() if KEY not in str(value)} or {"seed": "x"}),
+        "from_yaml": lambda: OpenAICompatibleLLM.from_yaml(path, **arguments),
+        "with_options": lambda: OpenAICompatibleLLM("m").with_options(**arguments),
+    }
+    if "no_such" in wrong:
+        del makers["constructor"]  # Python refuses it in the caller's own frame
+    for how, make in makers.items():
+        with pytest.raises((LLMConfigurationError, TypeError)) as caught:
+            make()
+        assert KEY not in shown(caught.value), how
+
+
+def test_a_key_that_is_missing_shows_no_other_header(colour: Sync | Async, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    llm = OpenAICompatibleLLM("m", default_headers={"X-Gateway": KEY}, default_query={"sig": KEY})
+    with pytest.raises(LLMAuthenticationError, match="OPENAI_API_KEY") as caught:
+        colour.generate(llm)
+    assert KEY not in shown(caught.value)
+
+
+def test_a_header_of_ones_own_stands_for_the_key(colour: Sync | Async, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GROQ_API_KEY", raising=False)
+    answer = {"choices": [{"index": 0, "message": {"content": "yes"}, "finish_reason": "stop"}]}
+    transport: Any = httpx.MockTransport(lambda _: httpx.Response(200, json=answer))
+    llm = OpenAICompatibleLLM("m", provider="groq", default_headers={"AUTHORIZATION": "Basic eA=="}, transport=transport, async_transport=transport)
+    assert colour.generate(llm).text == "yes"
+
+
+def test_a_key_in_the_path_is_not_shown() -> None:
+    llm = OpenAICompatibleLLM("m", base_url="https://relay.example/sk-0123456789/v1")
+    assert llm._config.url == "https://relay.example/sk-0123456789/v1/chat/completions"
+    assert repr(llm) == "OpenAICompatibleLLM(model='m', url='https://relay.example/***/v1/chat/completions')"
+    assert "sk-" not in repr(llm._config)
 
 
 def test_a_key_of_the_environment_over_plain_http_warns_the_caller(env: Env) -> None:

@@ -432,6 +432,29 @@ def test_messages_of_odd_shapes_are_content_too(watched: Watched, monkeypatch: p
     assert json.loads(found["gen_ai.tool.definitions"]) == [{"type": "web_search"}]
 
 
+def test_a_key_that_the_server_says_back_is_on_no_span(colour: Sync | Async) -> None:
+    async def echo(request: Request, reply: Reply) -> None:
+        said = request.headers["authorization"]
+        choice = {"index": 0, "message": {"role": "assistant", "content": "a"}, "finish_reason": f"no {said}"}
+        await reply.json({"id": said, "model": f"m of {said}", "choices": [choice], "usage": USAGE})
+
+    with FakeServer(echo) as server:
+        watched = Watched(server)
+        with watched.llm:
+            response = colour.generate(watched.llm)
+        span = watched.span()
+        assert KEY not in span.to_json()
+        assert "m of Bearer ***" in {point.attributes.get("gen_ai.response.model") for point in watched.points("gen_ai.client.token.usage")}
+        assert attributes(span)["gen_ai.response.finish_reasons"] == ("other",)
+        assert (response.id, response.model) == ("Bearer ***", "m of Bearer ***")
+
+
+def test_a_short_key_is_a_word_of_a_name(colour: Sync | Async, watched: Watched) -> None:
+    """Local servers are given "test" or "EMPTY" for a key."""
+    response = colour.generate(watched.llm.with_options(api_key="2026"))
+    assert response.model == attributes(watched.span())["gen_ai.response.model"] == "m-2026"
+
+
 # --- without OpenTelemetry, and with nobody listening
 
 

@@ -7,6 +7,17 @@ with ``headers`` for what the headers say and ``words`` for what the words mean;
 from .decoder import Decoder, inflated
 from .failures import MAX_ERROR_BODY, error_from
 from .headers import rate_limits_of, request_id_of
-from .redaction import redacted, without
+from .redaction import redacted, spans, tell_no_key, without
 
-__all__ = ["MAX_ERROR_BODY", "Decoder", "error_from", "inflated", "rate_limits_of", "redacted", "request_id_of", "without"]
+__all__ = [
+    "MAX_ERROR_BODY",
+    "Decoder",
+    "error_from",
+    "inflated",
+    "rate_limits_of",
+    "redacted",
+    "request_id_of",
+    "spans",
+    "tell_no_key",
+    "without",
+]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import LLMError
+
+if TYPE_CHECKING:
+    from ..types import LLMResponse
 
 _SHORTEST = 4  # characters of a key; fewer are in every other word
 _SECRET = 10  # characters of a key from which on it is no word of an answer; "lm-studio" and "EMPTY" may be
@@ -34,34 +37,50 @@ def redacted(error: LLMError, secret: str | None) -> LLMError:
     return error
 
 
-def without(text: str, secret: str | None) -> str:
+def tell_no_key(response: LLMResponse[Any], secret: str | None) -> None:
+    """Take the key out of what is told of a response everywhere, on spans too: its id and its model."""
+    if secret is not None and len(secret) >= _SECRET:
+        response.model = without(response.model, secret, cut=False)  # "gpt-4o" may be how a key begins
+        response.id = response.id and without(response.id, secret, cut=False)
+
+
+def without(text: str, secret: str | None, mark: str = _MARK, *, cut: bool = True) -> str:
     """Return the text without the key, in whatever spelling: JSON's, URLs', HTML's, Python's repr, one within another.
 
-    A text may have been cut to size in the middle of it: so the beginning of the key is taken from the text's end, too.
+    ``cut``: the text may have been cut to size in the middle of it, so the beginning of the key is taken from its end, too.
     """
-    if secret is None or len(secret) < _SHORTEST:
-        return text
-    if secret[:_BEGINNING] not in text and "\\" not in text and "%" not in text and "&" not in text:
-        return text
-    text = text.replace(secret, _MARK)
-    key, _ = _unescaped(secret)
-    if len(key) < _SHORTEST:
-        return text
-    plain, places = _unescaped(text)
     pieces, at = [], 0
-    for begin, end in _spans(plain, key):
-        pieces += [text[at : places[begin]], _MARK]
-        at = places[end]
+    for begin, end in spans(text, secret, cut=cut):
+        pieces += [text[at:begin], mark]
+        at = end
     return "".join(pieces) + text[at:] if at else text
 
 
-def _spans(text: str, key: str) -> Iterator[tuple[int, int]]:
-    """Yield where the key is in a text, and its beginning at the text's end."""
+def spans(text: str, secret: str | None, *, cut: bool = False) -> list[tuple[int, int]]:
+    """Return where the key is in a text; see ``without``."""
+    if secret is None or len(secret) < _SHORTEST:
+        return []
+    if secret[:_BEGINNING] not in text and "\\" not in text and "%" not in text and "&" not in text:
+        return []
+    found = [(one.start(), one.end()) for one in re.finditer(re.escape(secret), text)]
+    key, _ = _unescaped(secret)
+    if len(key) < _SHORTEST:
+        return found
+    plain, places = _unescaped(text.replace(secret, "\0" * len(secret)))
+    for begin, end in _plain_spans(plain, key, cut=cut):
+        last = places[end - 1]
+        # What is dropped behind the key is another's: the backslash of a quote, without which JSON would end there.
+        found.append((places[begin], last + len(text[last : places[end]].rstrip("\\"))))
+    return sorted(found)
+
+
+def _plain_spans(text: str, key: str, *, cut: bool) -> Iterator[tuple[int, int]]:
+    """Yield where the key is in a text, and its beginning at the text's end if that was cut."""
     at = 0
     while (begin := text.find(key, at)) >= 0:
         at = begin + len(key)
         yield begin, at
-    for length in range(min(len(key), len(text) - at + 1) - 1, _BEGINNING - 1, -1):
+    for length in range(min(len(key), len(text) - at + 1) - 1, _BEGINNING - 1, -1) if cut else ():
         if text.endswith(key[:length]):
             yield len(text) - length, len(text)
             break

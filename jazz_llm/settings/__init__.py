@@ -6,5 +6,6 @@ they are only brought into their types (``fields``); ``configure`` checks them, 
 
 from .gathering import gathered
 from .saving import plain, save
+from .yaml_file import sections_of
 
-__all__ = ["gathered", "plain", "save"]
+__all__ = ["gathered", "plain", "save", "sections_of"]

@@ -60,7 +60,8 @@ def _part(head: str, part: str) -> str:
 def _check_unknown(name: str, head: str, prefix: str) -> None:
     """Refuse a name that is not known, or under a prefix that may be others' too (it does not end in ``__``) a near one."""
     if prefix and (prefix.endswith("__") or difflib.get_close_matches(head, NAMES, n=1, cutoff=_NEAR)):
-        raise LLMConfigurationError(f"{name} is not a setting. {is_live(head) or suggestion(head, NAMES)}")
+        known = is_live(head) or suggestion(head, NAMES, lambda each: f"{prefix}{each}".upper())
+        raise LLMConfigurationError(f"{name} is not a setting. {known}")
 
 
 def _check_whole(path: tuple[str, ...], found: Mapping[tuple[str, ...], str]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ..config import TIMEOUT_PARTS
+from ..config import TIMEOUT_PARTS, hidden
 from ..errors import LLMConfigurationError, LLMError
 from .environment import UNPREFIXED, read_environment, variable
 from .fields import ALIASES, words
@@ -67,7 +67,7 @@ def gathered(
         _fall_back(settings)
         _check_model(cls, settings.values, prefix)
         streams = settings.values.pop("stream_enabled", True)
-        return make(cls, settings.values, streams)
+        return make(cls, hidden(settings.values), streams)
     except LLMError as error:
         kind, message = type(error), settings.told(error.message)
     except RecursionError:

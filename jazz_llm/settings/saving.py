@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from ..config import LIMITS, TIMEOUT_PARTS, Config
 from ..errors import LLMConfigurationError
+from ..response import spans
 from ..retry import RetryPolicy
 from .fields import FIELDS
 from .yaml_file import import_yaml
@@ -23,6 +24,8 @@ _NO_SECRET = frozenset({"prompt_cache_key", "eos_token", "bos_token", "pad_token
 _SECRET_VALUE = re.compile(
     r"\s*(?:(?:bearer|basic|token|digest)\s+\S{8,}\s*$|[a-z][a-z0-9+.-]*://[^/\s@]+@|sk-\w)", re.IGNORECASE
 )
+
+_SHORTEST = 10  # characters of a key that is no word
 
 
 def plain(config: Config) -> dict[str, Any]:
@@ -64,9 +67,14 @@ def _public(value: Any, key: str | None) -> Any:
 
 def _is_secret(name: str, value: Any, key: str | None) -> bool:
     spelt = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|\W+", "_", name).lower()
-    if _SECRET_NAME.search(spelt) and spelt not in _NO_SECRET:
+    if (_SECRET_NAME.search(spelt) and spelt not in _NO_SECRET) or _holds(name, key):
         return True
-    return isinstance(value, str) and bool(_SECRET_VALUE.match(value) or (key and key in value))
+    return isinstance(value, str) and bool(_SECRET_VALUE.match(value) or _holds(value, key))
+
+
+def _holds(text: str, key: str | None) -> bool:
+    """Say whether the key is in a text; one that is a word ("EMPTY", "lm-studio") may be in any, a model's name too."""
+    return key is not None and len(key) >= _SHORTEST and bool(spans(text, key))
 
 
 def save(path: str | os.PathLike[str], data: Mapping[str, Any]) -> None:

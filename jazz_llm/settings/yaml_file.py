@@ -39,9 +39,7 @@ def import_yaml() -> Any:
 def read_file(path: str | os.PathLike[str], section: str | None) -> Iterator[tuple[tuple[str, ...], Any, str]]:
     """Yield the path, the value and the line of each setting: those at the top of a file, then those of one section."""
     file = _File(path)
-    top = file.pairs(file.root)
-    sections = {name: node for name, node in top.items() if name not in (*NAMES, *LIVE) and file.is_section(node)}
-    shared = {name: node for name, node in top.items() if name not in sections}
+    shared, sections = file.parts()
     for pairs in (shared, *map(file.pairs, sections.values())):
         file.check_names(pairs)
     if section is None and "default" in sections:
@@ -53,6 +51,12 @@ def read_file(path: str | os.PathLike[str], section: str | None) -> Iterator[tup
     yield from file.settings(shared)
     if section is not None:
         yield from file.settings(file.pairs(sections[section]))
+
+
+def sections_of(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Return what can be read of a file: its sections, and "default" for what stands at its top."""
+    shared, sections = _File(path).parts()
+    return tuple(dict.fromkeys((*(["default"] if shared else []), *sections)))
 
 
 class _File:
@@ -108,6 +112,12 @@ class _File:
     def is_section(self, node: Any) -> bool:
         """Say whether a node can be a section: a mapping, or nothing."""
         return self.is_mapping(node) or _is_empty(node)
+
+    def parts(self) -> tuple[Nodes, Nodes]:
+        """Return the settings at the top, which all sections share, and the sections."""
+        top = self.pairs(self.root)
+        sections = {name: node for name, node in top.items() if name not in (*NAMES, *LIVE) and self.is_section(node)}
+        return {name: node for name, node in top.items() if name not in sections}, sections
 
     def line(self, node: Any) -> str:
         """Return where a node begins."""

@@ -11,7 +11,7 @@ from ..errors import LLMError
 from ..response.headers import retry_hint
 from ..transport.alarm import Alarm, Ticker, Work, running_loop
 from .cassette_secrets import Secrets
-from .cassette_tape import Answer, Take, Takes, Tape, asked_of
+from .cassette_tape import Answer, Take, Takes, Tape, asked_of, readable
 
 if TYPE_CHECKING:
     from ..timing import Clock
@@ -73,7 +73,7 @@ class Recorded:
         """Keep the request."""
         self._sent = time.monotonic()
         self._take = takes.begin(request)
-        return request
+        return readable(request)
 
     def head(self, answer: Any) -> Recorded:
         """Keep the head of the answer."""

@@ -24,6 +24,7 @@ _HEAD = """\
 # Larger JSON is one text: a number a line is no easier to read, and slow to load.
 _LARGE = 64 * 1024
 _LARGE_FILE = 2**20  # bytes of answers from which on speed counts for more than looks
+_DEEPEST = 500  # of JSON that is sent or comes, twice as much as orjson writes
 # What YAML takes for a line break or does not take at all: such text is quoted, with escapes.
 _ODD = re.compile("[^\\n\\x20-\\x7e\\xa0-\\u2027\\u202a-\\ud7ff\\ue000-\\ufefe\\uff00-\\ufffd\\U00010000-\\U0010ffff]")
 
@@ -48,6 +49,7 @@ def load(text: str) -> list[Exchange]:
         document = yaml.load(text, Loader=_Loader)  # noqa: S506  # a safe one
     except (yaml.YAMLError, RecursionError) as error:
         raise NotACassetteError(f"it is not YAML: {' '.join(str(error).split())[:200]}") from None
+    _check_size(document, len(text))
     found = document.get("format") if isinstance(document, dict) else None
     if found != FORMAT:
         raise NotACassetteError(f"its format is {found!r:.60}, not {FORMAT!r}")
@@ -55,6 +57,20 @@ def load(text: str) -> list[Exchange]:
     if not isinstance(exchanges, list):
         raise NotACassetteError("it has no list of exchanges")
     return [_numbered(i, raw) for i, raw in enumerate(exchanges, 1)]
+
+
+def _check_size(document: Any, left: int) -> None:
+    """Refuse what is larger than its text, by aliases of aliases, or deep; each value is a character at least."""
+    nodes = [(document, 0)]
+    while nodes:
+        node, depth = nodes.pop()
+        parts = list(node.values()) if isinstance(node, dict) else node if isinstance(node, list | tuple) else ()
+        left -= len(parts)
+        if left < 0 or depth > _DEEPEST:
+            raise NotACassetteError("its values are nested too deeply" if left >= 0 else "its aliases stand for too much")
+        if isinstance(node, dict) and not all(isinstance(name, str) for name in node):
+            raise NotACassetteError("a name in it is no text")
+        nodes += [(part, depth + 1) for part in parts if isinstance(part, dict | list | tuple)]
 
 
 def _plain(exchange: Exchange) -> dict[str, Any]:
@@ -98,8 +114,9 @@ def _exchange(raw: dict[str, Any]) -> Exchange:
     request, answer = raw["request"], dict(raw["answer"])
     answer["reads"] = [_read_in(read) for read in answer.get("reads", [])]
     held = Answer(**answer)
-    if not isinstance(held.status, int | None) or not all(isinstance(text, str) for text in held.headers.values()):
-        raise TypeError("status must be a number, and every header text")
+    numbers = isinstance(held.at, int | float) and isinstance(held.status, int | None)
+    if not numbers or not all(isinstance(text, str) for text in held.headers.values()):
+        raise TypeError("at and status must be numbers, and every header text")
     if held.error is not None:
         _check_error(held.error)
     return Exchange(Asked(str(request["method"]), str(request["url"]), request["body"]), held)

@@ -13,7 +13,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
+
+from ..response import spans, without
 
 #: Stands in a file where something was taken out.
 MARK = "<stripped>"
@@ -44,17 +45,18 @@ _PARAMETER = re.compile(rf"([?&](?:[^=&]*(?:{_NAMES})|key|token|code|sig(?:natur
 # A Google Cloud project in the path, as Vertex AI has it.
 _PROJECT_PATH = re.compile(r"(/projects/)[^/?]+")
 # OpenAI's error texts: "Incorrect API key provided: sk-proj-****abcd", "Rate limit reached for gpt-4o in organization org-...".
-_SHAPES = r"\bsk-[\w*-]{12,}|\borg-[A-Za-z0-9]{16,}|\bproj_[A-Za-z0-9]{16,}"
+_SHAPES = re.compile(r"\bsk-[\w*-]{12,}|\borg-[A-Za-z0-9]{16,}|\bproj_[A-Za-z0-9]{16,}", re.ASCII)
+# Of a cookie that is set the name and the value, and the words that say where and how long it counts.
+_COOKIE = re.compile(r"(?:^|[;,])\s*([^=;,\s]+)=([^;,\s]+)")
+_COOKIES_OWN = frozenset({"domain", "path", "expires", "max-age", "samesite"})
+_SCHEME = re.compile(rf"[A-Za-z]+ (\S{{{_SHORTEST},}})")  # "Bearer KEY"
 
 
 class Secrets:
     """The secrets met so far; none of them in its repr."""
 
     def __init__(self) -> None:
-        self._values: set[str] = set()
-        self._met: re.Pattern[str] | None = None  # the values in all their spellings
-        self._pattern = re.compile(_SHAPES)
-        self._bytes_pattern = re.compile(_SHAPES.encode())
+        self._values: list[str] = []  # the longest first: one may be in another
 
     def learn_request(self, headers: Iterable[tuple[str, str]]) -> None:
         """Take note of what a request's headers hold."""
@@ -62,23 +64,26 @@ class Secrets:
             if name == "cookie":
                 self._learn(*(pair.partition("=")[2] for pair in value.split(";")))
             if name not in _PLAIN:
-                self._learn(value, value.partition(" ")[2])  # "Bearer KEY"
+                scheme = _SCHEME.fullmatch(value)
+                self._learn(scheme[1] if scheme else value)
 
     def learn_answer(self, headers: Mapping[str, str]) -> None:
         """Take note of the cookies that an answer sets, and of the account that it names."""
         for name, value in headers.items():
             if name == "set-cookie":
-                self._learn(*re.findall(r"[^=;,\s]+=([^;,\s]+)", value))
+                self._learn(*(text for field, text in _COOKIE.findall(value) if field.lower() not in _COOKIES_OWN))
             elif _ACCOUNT.search(name):
                 self._learn(value)
 
-    def text(self, text: str) -> str:
-        """Return the text without secrets."""
-        return self._pattern.sub(MARK, text)
+    def text(self, text: str, *, cut: bool = False) -> str:
+        """Return the text without secrets, and if it may have been cut without the beginning of one at its end."""
+        for value in self._values:
+            text = without(text, value, MARK, cut=cut)
+        return _SHAPES.sub(MARK, text)
 
     def data(self, data: bytes) -> bytes:
         """Return the bytes without secrets."""
-        return self._bytes_pattern.sub(MARK.encode(), data)
+        return self.text(data.decode("latin-1"), cut=True).encode("latin-1")
 
     def value(self, value: Any) -> Any:
         """Return a copy of a JSON value without secrets in its texts, and without fields that are secret by name."""
@@ -105,13 +110,12 @@ class Secrets:
         A line must be whole in one read: no secret holds a line break, so none is cut by two reads then.
         """
         clean = [self.data(read) for read in reads]
-        if self._met is None:
-            return clean
-        payloads = list(_payloads(clean))
+        payloads = list(_payloads(clean)) if self._values else []
         for leaves in _by_place(payloads).values():
-            spans = [found.span() for found in self._met.finditer("".join(leaf.text for leaf in leaves))]
-            if spans:
-                _strip_spread(leaves, spans)
+            joined = "".join(leaf.text for leaf in leaves)
+            found = [span for value in self._values for span in spans(joined, value)]
+            if found:
+                _strip_spread(leaves, found)
         for payload in reversed(payloads):  # so that the spans before it stay true
             if payload.changed:
                 begin, end = payload.span
@@ -122,19 +126,8 @@ class Secrets:
         return MARK if isinstance(value, str) and _FIELD.fullmatch(name) else self.value(value)
 
     def _learn(self, *values: str) -> None:
-        new = {value.strip() for value in values if len(value.strip()) >= _SHORTEST} - self._values
-        if new:
-            self._values |= new
-            spellings = sorted({spelt for value in self._values for spelt in _spellings(value)}, key=len, reverse=True)
-            met = "|".join(map(re.escape, spellings))
-            self._met, self._pattern = re.compile(met), re.compile(f"{met}|{_SHAPES}")
-            self._bytes_pattern = re.compile(f"{met}|{_SHAPES}".encode())
-
-
-def _spellings(value: str) -> tuple[str, ...]:
-    """Return a secret as it is, in JSON (PHP escapes slashes too) and in a URL."""
-    escaped = json.dumps(value)[1:-1]
-    return value, escaped, escaped.replace("/", "\\/"), quote(value, safe="")
+        new = {value.strip() for value in values if len(value.strip()) >= _SHORTEST}
+        self._values = sorted(new.union(self._values), key=len, reverse=True)
 
 
 @dataclass(slots=True, eq=False)

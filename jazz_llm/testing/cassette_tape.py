@@ -13,7 +13,7 @@ import re
 import threading
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +101,14 @@ def _body_of(body: bytes) -> Any:
         return base64.b64encode(body).decode()
 
 
+def readable(request: Request) -> Request:
+    """Return the request without asking for a coding in which its answer could not be searched: ``llm.client`` may do so."""
+    headers = tuple(
+        (name, "gzip, deflate" if name == "accept-encoding" and "," in value else value) for name, value in request.headers
+    )
+    return replace(request, headers=headers)
+
+
 class Take:
     """One request being recorded; ``at`` is in seconds since it was sent, everywhere."""
 
@@ -166,7 +174,7 @@ def _cleaned(take: Take, secrets: Secrets) -> Answer:
         http_version=answer.http_version,
         headers=secrets.headers(headers),
         reads=[(round(at, 3), data) for (at, _), data in zip(reads, clean, strict=True)],
-        error=error and {**error, "at": round(error["at"], 3), "message": secrets.text(error["message"])},
+        error=error and {**error, "at": round(error["at"], 3), "message": secrets.text(error["message"], cut=True)},
         left=answer.left,
     )
 
@@ -177,10 +185,13 @@ Reads = list[tuple[float, bytes]]
 def _decompressed(headers: dict[str, str], reads: Reads) -> tuple[dict[str, str], Reads]:
     """Undo what would hide text, and so a secret, from whoever looks at the file.
 
-    Damaged bytes are not kept, only that they were.
+    Damaged bytes, and those of a coding that nobody asked for, are not kept, only that they were.
     """
-    if headers.get("content-encoding", "").strip().lower() not in _CODINGS:
+    coding = headers.get("content-encoding", "").strip().lower()
+    if coding in ("", "identity"):
         return headers, reads
+    if coding not in _CODINGS:
+        return headers, [(at, b"(unreadable)") for at, _ in reads[:1]]
     stream, left = zlib.decompressobj(47), _MOST  # 32 + 15: gzip or zlib by its header
     plain: Reads = []
     try:
@@ -271,7 +282,15 @@ _AGAIN = '\nTo record again, delete the file and run with mode="once".'
 
 
 def _pattern_of(key: str) -> re.Pattern[str]:
-    return re.compile(re.escape(key).replace(re.escape(MARK), '[^"]+'))
+    """Return a pattern in which a mark is anything within one text of JSON.
+
+    Each part is taken where it comes first, and for good: a text with a few marks would else be tried in all ways.
+    """
+    first, *parts = map(re.escape, key.split(MARK))
+    anything = r'(?:[^"\\]|\\.)+?'
+    return re.compile(
+        first + "".join(f"(?>{anything}{part})" for part in parts[:-1]) + "".join(anything + part for part in parts[-1:])
+    )
 
 
 def _likeness(one: list[str], other: list[str]) -> tuple[float, float]:

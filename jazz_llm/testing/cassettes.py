@@ -10,7 +10,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,8 +25,8 @@ from .cassette_tape import Takes, Tape
 if TYPE_CHECKING:
     from ..config import Config
 
-# Sent to nobody: stands for the key in a replay, so that it wants none.
-_NO_KEY = "replayed-without-a-key"
+# Sent to nobody: stands for the key in a replay, so that it wants none. No text ends as this begins.
+_NO_KEY = "***replayed-without-a-key***"
 
 
 class cassette:  # noqa: N801  # it reads as a verb after ``with``, as contextlib.suppress does
@@ -44,7 +44,7 @@ class cassette:  # noqa: N801  # it reads as a verb after ``with``, as contextli
     A recording whose body raises is not saved: a file that holds half a test would be replayed from then on, and fail.
 
     Args:
-        path: The YAML file; its folders are made.
+        path: The YAML file; its folders are made. One that is there is not added to: each test wants its own.
         mode: ``"once"``: record if there is no file, else replay and send nothing. ``"none"``: never record.
         pace: Replay as slowly as the answers came, waits between tries included.
 
@@ -56,7 +56,7 @@ class cassette:  # noqa: N801  # it reads as a verb after ``with``, as contextli
     def __init__(self, path: str | os.PathLike[str], mode: Literal["once", "none"] = "once", *, pace: bool = False) -> None:
         if mode not in ("once", "none"):
             raise LLMConfigurationError(f'cassette: mode must be "once" or "none", not {mode!r}.')
-        self._file = Path(path).absolute()
+        self._file = Path(path).resolve()  # two names of one file are one file
         self._records = mode == "once"
         self._pace = pace
         self._active: _Active
@@ -78,7 +78,7 @@ class cassette:  # noqa: N801  # it reads as a verb after ``with``, as contextli
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         _stop(self._active)
-        if kind is None and self._active.takes is not None:
+        if kind is None and self._active.takes is not None and self._active.process == os.getpid():
             _save(self._file, self._active.takes)
 
 
@@ -125,6 +125,7 @@ class _Active:
     file: Path
     stand_in: Callable[[Callable[[], Any]], Any]
     takes: Takes | None = None
+    process: int = field(default_factory=os.getpid)  # a forked child has but a part of what was asked, and does not save
 
 
 # A cassette is for every call of the process, whichever instance, thread or loop makes it: so these are the process's.

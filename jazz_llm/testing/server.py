@@ -269,7 +269,7 @@ class _Http1Reply(Reply):
 
     @override
     def goaway(self, last_stream_id: int, error_code: int = ErrorCodes.NO_ERROR) -> None:
-        raise RuntimeError("HTTP/1.1 has no GOAWAY")
+        raise RuntimeError("HTTP/1.1 has no GOAWAY: ask over HTTP/2, as with FakeServer(tls=True).")
 
     def _flush(self) -> None:
         """Do nothing: every event is written at once."""
