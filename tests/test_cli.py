@@ -94,7 +94,7 @@ def test_a_provider_says_what_differs(server: FakeServer) -> None:
         (["--provider", "groq", "-m", "m", "hi"], 1, "set GROQ_API_KEY"),
         (["--provider", "grok", "-m", "m", "hi"], 1, "Did you mean 'groq'"),
         (["--local", "--provider", "groq", "hi"], 2, "--local and --provider exclude each other"),
-        (["--base-url", "http://localhost:9", "hi"], 2, "which model? Pass -m MODEL."),
+        (["--base-url", "http://localhost:9", "hi"], 2, "which model? Pass -m MODEL; jazz-llm models lists them."),
         (["--base-url", "http://localhost:9", "-m", "m"], 2, "nothing to ask"),
         (["--local", "--base-url", "http://localhost:9", "hi"], 2, "exclude each other"),
         (["--base-url", "nonsense", "-m", "m", "hi"], 1, "base_url"),

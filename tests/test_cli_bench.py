@@ -17,8 +17,11 @@ from jazz_llm.testing import FakeServer, Reply, Request
 
 pytest.importorskip("rich", reason='rich is not installed: pip install ".[cli]"')
 
+from jazz_llm import OpenAICompatibleLLM
+from jazz_llm.cli import bench_run
 from jazz_llm.cli.bench_run import Level
-from jazz_llm.cli.bench_table import plain_table
+from jazz_llm.cli.bench_table import plain_table, print_table
+from jazz_llm.transport import aio
 from jazz_llm.types import CallMetrics, LLMResponse, LLMUsage
 
 TOKENS, PAUSE, WAIT = 10, 0.01, 0.05
@@ -109,6 +112,16 @@ def test_an_endpoint_that_cannot_be_asked_is_one_line() -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "jazz-llm: no such key (HTTP 401); check api_key.\n"
     assert len(server.requests) == 1
+
+
+def test_no_answer_waits_for_the_rest_that_a_connection_has_after_its_first_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    rest = 0.5
+    monkeypatch.setattr(aio, "REST", rest)
+    monkeypatch.setattr(bench_run, "REST", rest)
+    with FakeServer(steady) as server:
+        run = bench_run.Run(OpenAICompatibleLLM("m", base_url=server.url, max_tokens=10), [1], 2)
+        run.until_done()
+    assert max(run.levels[0].first_ms) < 1000 * rest
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to one process there")
@@ -209,6 +222,17 @@ def test_a_terminal_shows_a_bar_and_then_the_table() -> None:
         assert "2 at once" not in terminal.text  # the bar is gone
         assert "all tokens/s" in terminal.text
         assert terminal.text.splitlines()[-1].split()[:3] == ["2", "20", "0"]
+
+
+def test_a_table_on_a_narrow_terminal_loses_no_digit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    level = Level(64, seconds=1.0)
+    level.take(answer(first_ms=12345.0, speed=1140.5, tokens=20394, estimated=True))
+    monkeypatch.setenv("COLUMNS", "80")
+    print_table([level])
+    assert capsys.readouterr().out.splitlines()[-2].split()[3:] == [*["12345"] * 3, *["~1140.5"] * 3, "~20394.0"]
+    monkeypatch.setenv("COLUMNS", "40")
+    print_table([level])
+    assert "\N{HORIZONTAL ELLIPSIS}" not in capsys.readouterr().out
 
 
 def test_a_real_model(tiny_model: str) -> None:

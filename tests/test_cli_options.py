@@ -160,7 +160,7 @@ def test_tools_and_a_schema(folder: Path) -> None:
         ("no_such_module:f", 2, "No module named 'no_such_module'"),
         ("weather_tools:no_such", 2, "no_such"),
         ("broken_tools:f", 2, "RuntimeError: not today"),
-        ("weather_tools:number", 1, "must be a function"),
+        ("weather_tools:number", 2, "is no function"),
     ],
 )
 def test_a_tool_that_cannot_be_had_is_one_line(folder: Path, tool: str, code: int, words: str) -> None:

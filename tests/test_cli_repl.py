@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import sys
@@ -215,6 +216,28 @@ def test_what_the_model_says_is_markdown_and_harmless(opened: Opened) -> None:
         say(terminal, "hi", "bold]0;evil")
     assert b"\x1b[1mbold" in terminal.sent
     assert b"\x1b]0;" not in terminal.sent
+
+
+@pytest.mark.parametrize("told", ["", "2>log"])
+def test_the_log_does_not_break_what_is_drawn(tmp_path: Path, told: str) -> None:
+    """Its last line comes while the answer is still drawn: on a terminal above that, in a file where it was sent there."""
+
+    async def slow(_: Request, reply: Reply) -> None:
+        await reply.start(200, {"content-type": "text/event-stream"})
+        for item in ("- one", "\n- two", "\n- three"):
+            await reply.send(sse_chunk(item))
+            await asyncio.sleep(0.2)  # so that each is drawn
+        await reply.send(sse_chunk({}, "stop") + b"data: [DONE]\n\n")
+        await reply.end()
+
+    with FakeServer(slow) as server:
+        line = " ".join([*CHAT, "hi", "--base-url", server.url, "-m", "m", told])
+        with Terminal(["/bin/sh", "-c", line], columns=200, cwd=tmp_path, JAZZ_LLM_LOG="info") as terminal:
+            assert terminal.end() == 0
+            lines = terminal.text.splitlines()
+    logged = (tmp_path / "log").read_text().splitlines() if told else [lines.pop(0)]
+    assert [("end=stop" in line) for line in logged] == [True]
+    assert lines == [" • one", " • two", " • three"]
 
 
 def test_a_dumb_terminal_gets_plain_text(opened: Opened) -> None:

@@ -20,7 +20,7 @@ _MOST_STREAMS = 1000  # as many connections as a pool has
 _SECTIONS = {
     "What is measured": (
         ("first token", "Milliseconds from sending a request to the first text (or reasoning) of its answer."),
-        ("tokens/s", "Of one stream: its tokens by the seconds from its first text to its end."),
+        ("tokens/s", 'Of one stream: its tokens by the seconds from its first text to its end; "-" where it came all at once.'),
         ("all tokens/s", "The tokens of all streams by the seconds that all took."),
         ("p50, p90, p99", "What half, nine tenths, and 99 of 100 of the answers reach or better."),
     ),

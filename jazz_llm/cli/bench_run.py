@@ -13,6 +13,7 @@ from typing import Any
 from ..client import OpenAICompatibleLLM
 from ..errors import LLMError
 from ..request import endpoint_of
+from ..transport.pool import REST
 from ..types import LLMResponse
 from .bench_table import progress_bar
 
@@ -118,6 +119,7 @@ class Run:
         answers = await asyncio.gather(*asked, return_exceptions=True)
         if not self.levels and isinstance(answers[0], BaseException):
             raise answers[0]
+        await asyncio.sleep(2 * REST)  # or the first that counts waits until its connection has rested
 
     async def _measure(self, streams: int, answers: int, numbers: Iterator[str], step: Callable[[], None]) -> None:
         level = Level(streams)

@@ -34,9 +34,9 @@ def progress_bar() -> Progress:
 def print_table(levels: list[Level]) -> None:
     """Print the table for a person."""
     encodes_anything(sys.stdout)
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, padding=0)  # one blank between columns: it is to fit 80 columns
     for name in _COLUMNS:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")  # rather two lines than half a number
     for row in map(_row, levels):
         table.add_row(*row)
     Console().print(table)

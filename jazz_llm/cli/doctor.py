@@ -19,7 +19,8 @@ import orjson
 
 from ..client import OpenAICompatibleLLM
 from ..errors import LLMClosedError, LLMError, LLMStatusError
-from ..request import endpoint_of, prepare
+from ..request import ask_key, endpoint_of, prepare
+from ..response import without
 from ..response.parsing import parse_json
 from ..sse import SSEDecoder
 from ..types import LLMResponse
@@ -192,9 +193,10 @@ def _read(llm: OpenAICompatibleLLM, stream: Stream, more: dict[str, Any]) -> htt
     headers = {"content-type": "application/json", "accept": "text/event-stream"}
     sent = time.monotonic()
     with llm.client.stream("POST", llm._config.url, content=body, headers=headers) as answer:
-        stream.content_type = answer.headers.get("content-type", "")
+        key = ask_key(llm._config)  # some servers say it back
+        stream.content_type = without(answer.headers.get("content-type", ""), key)
         if not answer.is_success or not stream.content_type.startswith("text/event-stream"):
-            stream.text = _start_of(answer).decode("utf-8", "replace")
+            stream.text = without(_start_of(answer).decode("utf-8", "replace"), key)
             return answer
         decoder, received = SSEDecoder(), 0
         for data in answer.iter_raw():

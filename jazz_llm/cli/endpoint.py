@@ -54,7 +54,7 @@ class Where:
                 raise
         llm = self._made({**given, "model": unnamed or "unnamed"})  # raises again where the model was not what is missing
         if unnamed is None:
-            raise click.UsageError("which model? Pass -m MODEL.")
+            raise click.UsageError("which model? Pass -m MODEL; jazz-llm models lists them.")
         return llm
 
     def _place(self) -> dict[str, str | None]:

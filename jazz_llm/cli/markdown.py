@@ -18,7 +18,7 @@ from rich.markdown import Markdown
 from rich.segment import Segment
 from rich.text import Text
 
-from .output import CONTROLS, encodes_anything
+from .output import CONTROLS, encodes_anything, is_terminal
 
 MOST = 32_768  # characters of one block that are drawn again and again; beyond, it is printed and a new one begins
 _PAUSE = 0.08  # seconds between two drawings
@@ -76,7 +76,9 @@ class MarkdownView:
         self._console = Console()
         self._parser = MarkdownIt()
         # Drawn by us, not by a thread of rich's: Ctrl-C may come at any moment.
-        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        # What is logged meanwhile is printed above the drawing; but not where stderr goes to a file.
+        logs = is_terminal(sys.stderr)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True, redirect_stderr=logs)
 
     def __enter__(self) -> Self:
         self._live.start()

@@ -35,12 +35,20 @@ class GroupedOption(click.Option):
         self.group = group
 
 
-class Page(click.Command):
-    """A command with grouped options and more sections of help: "Examples" has (command, what it does), others have terms."""
+class _WithSections(click.Command):
+    """A command with more sections of help: "Examples" has (command, what it does), others have terms."""
 
     def __init__(self, *arguments: Any, sections: Sections | None = None, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.sections = sections or {}
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  # click's signature
+        """Write the other sections."""
+        write_sections(formatter, self.sections)
+
+
+class Page(_WithSections):
+    """A command with grouped options."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options under their headings."""
@@ -53,25 +61,13 @@ class Page(click.Command):
             with formatter.section(name):
                 formatter.write_dl(records)
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  # click's signature
-        """Write the other sections."""
-        write_sections(formatter, self.sections)
 
-
-class Book(click.Group):
+class Book(_WithSections, click.Group):
     """A group of pages, in the order in which they were added."""
-
-    def __init__(self, *arguments: Any, sections: Sections | None = None, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
-        self.sections = sections or {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
         """Return the names of the commands."""
         return list(self.commands)
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  # click's signature
-        """Write the other sections."""
-        write_sections(formatter, self.sections)
 
 
 def write_sections(formatter: click.HelpFormatter, sections: Sections) -> None:

@@ -33,6 +33,8 @@ def _tool(name: str) -> Tool:
         function = attrgetter(path)(importlib.import_module(module))
     except Exception as error:  # whatever the module does when it is imported
         raise click.BadParameter(f"{name!r} cannot be imported: {type(error).__name__}: {error}") from None
+    if not callable(function):
+        raise click.BadParameter(f"{name!r} is no function.")
     return _announced(function)
 
 
