@@ -55,11 +55,12 @@ class Provider:
     What it is sent: ``renames`` gives an option the name that it takes; ``thinking`` says for a ``reasoning_effort`` what is
     sent in its place (``ANY``: for every other one); ``stream_options``: whether it takes ``stream_options.include_usage``;
     ``developer``: whether it knows that role, else it is sent as ``system``; ``text_only``: content must be text, no parts;
-    ``ignores``: options that it drops without a word, so that they are refused here; ``structured`` says how it is told of a
-    ``response_format``: as a JSON schema, as ``json_object`` with the schema in the prompt, or by the prompt alone; ``strict``:
-    it takes schemas in OpenAI's strict subset; ``schema_field`` takes ``{"json": schema}`` besides; ``strict_tools``: strict
-    tools bind it where ``tool_choice`` is "auto" too; ``forces_tools``: "required" or a tool's name binds it; ``embeddings``:
-    how it is asked for those, None where it has none.
+    ``names``: whether a message may say who speaks, as ``name``; ``ignores``: options that it drops without a word, so that
+    they are refused here; ``structured`` says how it is told of a ``response_format``: as a JSON schema, as ``json_object``
+    with the schema in the prompt, or by the prompt alone; ``strict``: it takes schemas in OpenAI's strict subset;
+    ``schema_field`` takes ``{"json": schema}`` besides; ``strict_tools``: strict tools bind it where ``tool_choice`` is "auto"
+    too; ``forces_tools``: "required" or a tool's name binds it; ``embeddings``: how it is asked for those, None where it has
+    none.
 
     What it does: ``streams_inside``: it notices only while it streams that nobody listens any more, or answers properly only
     then, so whole answers are asked for as streams too; ``closes_after_stream``: it promises to keep an HTTP/1.1 connection and
@@ -80,6 +81,7 @@ class Provider:
     stream_options: bool = True
     developer: bool = True
     text_only: bool = False
+    names: bool = False
     ignores: frozenset[str] = frozenset()
     structured: Literal["json_schema", "json_object", "prompt"] = "json_schema"
     strict: bool = False
@@ -93,6 +95,8 @@ class Provider:
     echo: tuple[str, ...] = ()
 
 
+# ``names``: mistral (BerriAI/litellm issue 6696), perplexity (2373) and xai (9720, but of users) answer a name with 4xx, so
+# that only those are sent one that document it.
 PROVIDERS: tuple[Provider, ...] = (
     Provider(
         name="openai",
@@ -103,6 +107,7 @@ PROVIDERS: tuple[Provider, ...] = (
         renames=_NEW_LIMIT,
         strict=True,
         strict_tools=True,
+        names=True,
     ),
     # The header is api-key, and Bearer is for Entra tokens: openai-python lib/azure.py.
     Provider(
@@ -117,6 +122,7 @@ PROVIDERS: tuple[Provider, ...] = (
         strict=True,
         strict_tools=True,
         request_ids=("apim-request-id", "x-ms-client-request-id"),
+        names=True,
     ),
     Provider(
         name="groq",
@@ -124,6 +130,7 @@ PROVIDERS: tuple[Provider, ...] = (
         base_url="https://api.groq.com/openai/v1",
         key_env=("GROQ_API_KEY",),
         renames=_NEW_LIMIT,
+        names=True,
     ),
     # V3.2 and later want reasoning_content back beside tool calls: api-docs.deepseek.com, "Thinking with tools". It knows
     # json_object alone, and wants the word JSON in the prompt: api-docs.deepseek.com/guides/json_mode.
@@ -138,6 +145,7 @@ PROVIDERS: tuple[Provider, ...] = (
         developer=False,
         structured="json_object",
         request_ids=("x-ds-trace-id",),
+        names=True,
     ),
     # stream_options was answered 422 extra_forbidden, and usage comes without it: mistralai/client-python. "Too many tokens in
     # batch. Max is 16384": aurelio-labs/semantic-router issue 297; 512 texts: raphaelmansuy/edgequake-llm pull 74.

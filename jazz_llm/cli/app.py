@@ -15,6 +15,7 @@ from .bench import bench
 from .chat import chat
 from .completion import completion
 from .doctor import doctor
+from .gateway import gateway
 from .models import models
 from .output import complain
 from .pages import ENVIRONMENT, EXIT_CODES, Book
@@ -40,7 +41,7 @@ def app() -> None:
     """
 
 
-for command in (chat, models, doctor, bench, completion):
+for command in (chat, models, doctor, bench, gateway, completion):
     app.add_command(command)
 
 

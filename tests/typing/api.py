@@ -30,6 +30,7 @@ from jazz_llm import (
     ToolCall,
     ToolResult,
 )
+from jazz_llm.gateway import Gateway
 from jazz_llm.telemetry import otel_hooks
 from jazz_llm.testing import Answer as FakeAnswer
 from jazz_llm.testing import FakeLLM, FakeServer, cassette, set_testing
@@ -213,6 +214,16 @@ def hooks() -> None:
         on_error=failed,
     )
     OpenAICompatibleLLM("m", hooks=told).with_options(hooks=[told, otel_hooks()])
+
+
+async def gateway() -> None:
+    """A gateway is a context manager with an address."""
+    async with Gateway("127.0.0.1", 0, token="t", allow_origins=["https://example.org"], config=Path("a.yaml")) as served:
+        assert_type(served, Gateway)
+        assert_type((served.url, served.port), tuple[str, int])
+        served.close()
+        await served.wait_closed()
+    Gateway(port="7562")  # type: ignore[arg-type]  # no number
 
 
 def testing_kit() -> None:
