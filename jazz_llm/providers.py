@@ -49,8 +49,8 @@ class Provider:
     """One provider; every field but the first four is a difference from plain OpenAI, and ``source`` says who tells.
 
     Where it is: ``hosts`` are more hosts that are this provider; ``key_header`` carries the key (None: ``Authorization:
-    Bearer``); ``models_path`` leads from the root to the list of models, None where there is none; ``request_ids`` are the
-    headers that name a request, best first.
+    Bearer``); ``models_path`` leads from the root to the list of models, None where there is none; ``models_public``: the list
+    is there for wrong keys too; ``request_ids`` are the headers that name a request, best first.
 
     What it is sent: ``renames`` gives an option the name that it takes; ``thinking`` says for a ``reasoning_effort`` what is
     sent in its place (``ANY``: for every other one); ``stream_options``: whether it takes ``stream_options.include_usage``;
@@ -75,6 +75,7 @@ class Provider:
     hosts: tuple[str, ...] = ()
     key_header: str | None = None
     models_path: str | None = "/models"
+    models_public: bool = False
     request_ids: tuple[str, ...] = ()
     renames: Mapping[str, str] = field(default_factory=dict)
     thinking: _Thinking = field(default_factory=dict)
@@ -95,8 +96,11 @@ class Provider:
     echo: tuple[str, ...] = ()
 
 
-# ``names``: mistral (BerriAI/litellm issue 6696), perplexity (2373) and xai (9720, but of users) answer a name with 4xx, so
-# that only those are sent one that document it.
+# ``names``: groq ("will result in a 400 error": console.groq.com/docs/openai), mistral (BerriAI/litellm issue 6696), perplexity
+# (2373), xai (9720, but of users), fireworks (microsoft/autogen issue 1129) and vLLM 0.9.2 (microsoft/agent-framework issue
+# 1807) answer one with 4xx; azure takes it (Azure/azure-rest-api-specs issue 24867), but not for every model behind it
+# (microsoft/semantic-kernel issue 12845). So only those are sent one that document it for all: openai-python,
+# ChatCompletionAssistantMessageParam; platform.deepseek.com/api-docs/api/create-chat-completion.
 PROVIDERS: tuple[Provider, ...] = (
     Provider(
         name="openai",
@@ -122,7 +126,6 @@ PROVIDERS: tuple[Provider, ...] = (
         strict=True,
         strict_tools=True,
         request_ids=("apim-request-id", "x-ms-client-request-id"),
-        names=True,
     ),
     Provider(
         name="groq",
@@ -130,7 +133,6 @@ PROVIDERS: tuple[Provider, ...] = (
         base_url="https://api.groq.com/openai/v1",
         key_env=("GROQ_API_KEY",),
         renames=_NEW_LIMIT,
-        names=True,
     ),
     # V3.2 and later want reasoning_content back beside tool calls: api-docs.deepseek.com, "Thinking with tools". It knows
     # json_object alone, and wants the word JSON in the prompt: api-docs.deepseek.com/guides/json_mode.
@@ -173,11 +175,13 @@ PROVIDERS: tuple[Provider, ...] = (
         key_env=("FIREWORKS_API_KEY",),
     ),
     # "Cancellation only works for streaming requests", others are billed for the complete response: openrouter.ai/docs.
+    # /models "returns 200 OK regardless of key validity": accomplish-ai/coworker pull 208, charmbracelet/crush pull 997.
     Provider(
         name="openrouter",
         source="openrouter.ai/docs",
         base_url="https://openrouter.ai/api/v1",
         key_env=("OPENROUTER_API_KEY",),
+        models_public=True,
         streams_inside=True,
         request_ids=("x-generation-id",),
     ),

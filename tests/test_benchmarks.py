@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bench_load, bench_structured, harness, report, soak
+from benchmarks import bench_gateway, bench_load, bench_structured, harness, report, soak
 from benchmarks.harness import Place, Question, Table
 
 SMALL = bench_load.Size(counts=(2,), tokens=4, loads=((3, "steady-50-3", "3 tokens"),), waves=3, threads=2, calls=20, leaves=3)
@@ -54,6 +54,18 @@ def test_a_structured_answer_is_read(no_notes: list[str]) -> None:
     table = bench_structured.measured(names, rounds=1, times=20)
     assert [len(costs) for costs in table.costs.values()] == [1] * len(names)
     assert 10_000 <= len(bench_structured.answer().encode()) <= 12_000
+    assert not no_notes
+
+
+def test_the_gateway_is_measured(no_notes: list[str]) -> None:
+    pytest.importorskip("websockets", reason='websockets is not installed: pip install ".[gateway]"')
+    with bench_gateway.staged(bench_gateway.MIDDLES) as stage:
+        table, turns = bench_gateway.measured(stage, clients=3, count=10, rounds=1)
+    assert set(table.costs) == {"jazz_llm", "relay", "echo"}
+    for (turn,) in turns.values():
+        assert turn.wrong == []
+        assert 0 < turn.median <= turn.p99
+    assert len(list(bench_gateway.checks(turns, turns, 3, 10))) == 2
     assert not no_notes
 
 

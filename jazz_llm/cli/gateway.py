@@ -65,7 +65,11 @@ def gateway(**settings: Any) -> None:
         made = Gateway(**settings)
     except LLMConfigurationError as error:
         raise click.UsageError(error.message) from None
-    if asyncio.run(_serve(made)) == signal.SIGINT:
+    try:
+        number = asyncio.run(_serve(made))
+    except OSError as error:
+        raise click.ClickException(f"{error.strerror or error}; --host and --port choose another address.") from None
+    if number == signal.SIGINT:
         raise KeyboardInterrupt
 
 

@@ -25,20 +25,20 @@ known are ignored.
     out  error                  error, error_detail                                            no done message fits
 
 ``load``: ``provider`` is a name out of ``get_providers``, or with a ``base_url`` (the client's own endpoint) any name;
-``key_needed`` and ``base_url_needed`` are those of them that cannot be loaded without one. Without an ``api_key`` the
-gateway's own environment may have one, which is never sent to a client's ``base_url``. The key is proved by listing the
-models, or by a one-token call where there is no such list; ``preload_model_id`` is warmed up, and is the model of requests
+``key_needed`` and ``base_url_needed`` are those of them that cannot be loaded without one. Without an ``api_key`` the gateway's
+own environment may have one, which is never sent to a client's ``base_url``. The key is proved by listing the models, or by a
+one-token call where there is no such list or all may read it; ``preload_model_id`` is warmed up, and is the model of requests
 that name none. A load takes the place of the one before, which counts no more from then on: one that still runs ends with
 INTERRUPT, generations run on to their end.
 
 ``generate``: ``messages`` of ``role``, ``content`` and ``name?``, as the chat API has them. ``params``, all of which may be
 missing: ``model_id``; ``temperature``; ``max_output_length`` in tokens; ``stop_tokens``, texts; ``timeout_ms``, for a whole
 answer, or for each wait of a stream for its next chunk (null: no limit; missing: 60 s); ``character_name``, the name of the
-assistant's messages where the provider takes names. Other names are left out where the provider is known to take none.
-``stream`` true: ``generate_ack``, chunks, ``generate_stream_done``; else ``generate_ack``, ``generate_done``, whose
-``response`` is "" if ``is_error``. ``usage`` has ``prompt_tokens``, ``completion_tokens``, ``total_tokens``,
-``cached_tokens``, ``cache_write_tokens``, ``reasoning_tokens``, ``cost`` (USD) and ``estimated``; it is null where nothing
-is known. At most 64 run at once on one connection.
+assistant's messages. Names are left out for providers of the registry that may refuse them; an endpoint that is none of those
+gets the names in ``messages``, without ``character_name``. ``stream`` true: ``generate_ack``, chunks, ``generate_stream_done``;
+else ``generate_ack``, ``generate_done``, whose ``response`` is "" if ``is_error``. ``usage`` has ``prompt_tokens``,
+``completion_tokens``, ``total_tokens``, ``cached_tokens``, ``cache_write_tokens``, ``reasoning_tokens``, ``cost`` (USD) and
+``estimated``; it is null where nothing is known. At most 64 run at once on one connection.
 
 ``interrupt``: ends the ``target`` (a load too), or every generation of the connection. ``close`` is for clients on the
 gateway's own machine. An id may be used again once its done message came; while it runs, a second request with it is
@@ -50,9 +50,10 @@ messages or params are wrong, too long, or filtered; ``INVALID_PROVIDER`` there 
 ``INVALID_MODEL`` there is none of that name; ``TIMEOUT``; ``INTERRUPT``; ``UNEXPECTED`` all else. ``error_detail`` is a
 sentence for people, "" on success.
 
-Messages of at most 16 MiB come in (else the socket is closed with 1009). To a client that reads too slowly chunks go out
-merged; it is closed with 1008 when 8 MiB wait for it, or when it takes nothing for 30 s. A client that leaves interrupts
-what it had running. With a token, the handshake needs ``Authorization: Bearer TOKEN`` or the subprotocol ``bearer.TOKEN``.
+Messages of at most 16 MiB come in (else the socket is closed with 1009), with at most 200,000 ``{`` and ``[`` in them (else
+``error``). To a client that reads too slowly chunks go out merged; it is closed with 1008 when 8 MiB wait for it, or when it
+takes nothing for 30 s. A client that leaves interrupts what it had running. With a token, the handshake needs ``Authorization:
+Bearer TOKEN`` or the subprotocol ``bearer.TOKEN``.
 """
 
 try:

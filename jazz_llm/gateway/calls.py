@@ -16,23 +16,25 @@ _NAMED_ROLES = ("function", "tool")  # whose name is the function's
 
 
 def messages_of(request: Generate, row: Provider | None) -> list[Any]:
-    """Return the messages, named as the provider takes it: not at all, or with ``character_name`` for the assistant's own.
-
-    An endpoint that is not in the registry gets the names that the client gave, and no others.
-    """
-    character = request.params.get("character_name")
-    takes = row is not None and row.names
-    own = character if takes and isinstance(character, str) else None
-    return [_named(message, own, given=row is None, takes=takes) for message in request.messages]
+    """Return the messages, with names as far as the provider takes them; ``row`` is None for one that is not known."""
+    return [_named(message, request.params.get("character_name"), row) for message in request.messages]
 
 
-def _named(message: Any, own: str | None, *, given: bool, takes: bool) -> Any:
+def _named(message: Any, character: Any, row: Provider | None) -> Any:
     if not isinstance(message, dict) or message.get("role") in _NAMED_ROLES:
         return message
-    name = message.get("name") or (own if message.get("role") == "assistant" else None)
-    fits = isinstance(name, str) and (given or (takes and _NAME.fullmatch(name)))
     plain = {key: value for key, value in message.items() if key != "name"}
-    return {**plain, "name": name} if fits else plain
+    name = _name_of(message, character, row)
+    return {**plain, "name": name} if name else plain
+
+
+def _name_of(message: dict[str, Any], character: Any, row: Provider | None) -> Any:
+    """Return the name of who speaks, None where it is better not said."""
+    given = message.get("name")
+    if row is None:
+        return given  # what the client itself says to an endpoint of its own
+    name = given or (character if message.get("role") == "assistant" else None)
+    return name if row.names and isinstance(name, str) and _NAME.fullmatch(name) else None
 
 
 def options_of(request: Generate, loaded: Loaded) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def options_of(request: Generate, loaded: Loaded) -> dict[str, Any]:
     options = {
         "model": _model(params.get("model_id"), loaded),
         "temperature": params.get("temperature"),
-        "max_tokens": params.get("max_output_length"),
+        "max_tokens": _limit(params.get("max_output_length")),
         "stop": _stop(params.get("stop_tokens")),
     }
     return {name: value for name, value in options.items() if value is not None} | _times(request)
@@ -75,6 +77,14 @@ def _model(given: Any, loaded: Loaded) -> str:
     if model is None:
         raise LLMNotFoundError("params.model_id is missing: name a model; get_models lists them.")
     return model
+
+
+def _limit(given: Any) -> int | None:
+    """Return the most tokens; languages whose numbers are all floats write 200 as 200.0."""
+    whole = int(given) if isinstance(given, float) and given.is_integer() else given
+    if whole is not None and (isinstance(whole, bool) or not isinstance(whole, int) or whole < 1):
+        raise LLMInvalidRequestError("params.max_output_length must be a whole number of tokens, at least 1.")
+    return whole
 
 
 def _stop(given: Any) -> Any:

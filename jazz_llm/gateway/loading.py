@@ -126,13 +126,13 @@ def _local(url: str) -> OpenAICompatibleLLM:
 
 
 async def _tried(llm: OpenAICompatibleLLM, request: Load, model: str | None) -> Loaded:
-    """Prove key and endpoint by listing the models, or where there is no list by a call, and warm a model up."""
-    wanted = request.preload_model_id
+    """Prove key and endpoint by listing the models, or by a call where there is no list for it, and warm a model up."""
+    wanted, row = request.preload_model_id, llm._config.provider
     models: tuple[str, ...] = ()
     listed = llm._config.models_url is not None
     if listed:
         models = await _models(llm)
-    if wanted or not listed:
+    if wanted or not listed or (row is not None and row.models_public):
         await _first_token(llm, wanted or model)
     named = (wanted or model,) if wanted or model else ()
     return Loaded(llm, tuple(dict.fromkeys((*named, *models))), wanted or model)  # first is what most clients preselect

@@ -11,6 +11,7 @@ from .protocol import Chunks
 
 MOST = 8 * 2**20  # bytes that may wait; with more than that the client is hopeless
 LARGEST_CHUNK = 64 * 2**10  # bytes of text that grow together: some clients take no message above 1 MiB
+_MOST_PIECES = 1000  # each weighs some 80 bytes more than its text: millions of single characters would be 200 MB
 
 
 class _Waiting:
@@ -55,6 +56,8 @@ class Outbox:
             self._waiting.append(waiting)
         size = len(text.encode("utf-8", "surrogatepass"))
         waiting.texts.append(text)
+        if len(waiting.texts) == _MOST_PIECES:
+            waiting.texts = ["".join(waiting.texts)]
         waiting.size += size
         self._size += size
 

@@ -21,6 +21,7 @@ from ..errors import (
 from ..types import LLMResponse, LLMUsage
 
 MAX_MESSAGE = 16 * 2**20  # bytes of one message that comes in; a longer one closes the socket with 1009
+MOST_OBJECTS = 200_000  # objects and arrays in it: 5 million would take 600 MB, and hold everybody up for seconds
 LONGEST_ID = 256  # characters
 
 
@@ -163,6 +164,8 @@ class _Wrong(Exception):  # noqa: N818 - it is how a reader tells ``parse``, and
 
 def parse(data: str | bytes) -> Request | Problem:
     """Return the request in a message, text or binary, or what to answer to one that is none."""
+    if _objects(data) > MOST_OBJECTS:
+        return _problem(None, f"The message has more than {MOST_OBJECTS:,} objects and arrays.")
     try:
         given = _json(data)
     except (ValueError, RecursionError):
@@ -181,6 +184,12 @@ def parse(data: str | bytes) -> Request | Problem:
     except _Wrong as wrong:
         return _problem(id_, wrong.detail)
     return request
+
+
+def _objects(data: str | bytes) -> int:
+    """Count what may begin an object or an array, those in texts included: a guess, but one that takes no time."""
+    begins = ("{", "[") if isinstance(data, str) else (b"{", b"[")
+    return sum(map(data.count, begins))  # type: ignore[arg-type]  # of the same type
 
 
 def _json(data: str | bytes) -> Any:

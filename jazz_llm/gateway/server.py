@@ -1,8 +1,9 @@
 """The driver: sockets, tasks and the end. What to do is said by ``session``; here it is done, and nothing waits on the loop.
 
-The path of a chunk: the client's stream -> ``Chunks.message`` -> the socket, at once. Only where the client has fallen behind
-does it go through the ``Outbox``. The model server is read on meanwhile: one slow client holds neither it nor the others, and
-what waits for it is bounded (8 MiB, then 1008).
+The path of a chunk: ``_Generation._relay``, which reads the model server's stream -> ``_Client.send_chunk`` ->
+``Chunks.message``, its JSON -> ``_Client._hand_over``, the socket; all at once. Only where the client has fallen behind does it
+go through the ``Outbox`` and ``_Client._catch_up``. The model server is read on meanwhile: one slow client holds neither it nor
+the others, and what waits for it is bounded (8 MiB, then 1008).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from . import protocol
 from .access import PREFIX, check_access, is_loopback
 from .calls import messages_of, options_of, seconds_of
 from .loading import Loader, in_thread
-from .outbox import Outbox
+from .outbox import MOST, Outbox
 from .pages import Pages
 from .protocol import Chunks, Code, Generate, Load
 from .session import Loaded, Session, Step, Stop
@@ -48,6 +49,7 @@ _logger = logging.getLogger("jazz_llm")
 _SILENT = logging.Logger("jazz_llm.gateway.websockets", level=logging.CRITICAL + 1)  # noqa: LOG001  # of nobody else
 _BUFFER = 32 * 2**10  # bytes that lie between us and the system's own buffer before a client counts as behind
 _PATIENCE = 30.0  # seconds in which a client that is behind takes nothing at all
+_CLOSING = 10.0  # seconds for it to read on, and see why it is closed
 _LAST_WORDS = 0.4  # seconds for what runs to end, when the gateway does
 _FAREWELL = 1.0  # seconds for clients to answer the closing of their sockets
 _LONGEST_DETAIL = 2000  # characters
@@ -104,6 +106,7 @@ class Gateway:
     async def __aenter__(self) -> Self:
         await in_thread(_warm_up)
         self._closed = asyncio.get_running_loop().create_future()
+        self._ending = None  # it may have run before
         self._server = await serve(
             self._serve,
             self._access.host or None,
@@ -198,14 +201,20 @@ class Gateway:
 
 
 class _Connection(ServerConnection):
-    """One that tells of a client's close frame at once, and not when the socket is down: 10 s later, where much lies unread."""
+    """One that tells of a client's close frame at once, and not when the socket is down: 10 s later, where much lies unread.
+
+    And one that does not answer pings without end: the library writes each answer, whether those before are read or not.
+    """
 
     leaves: Callable[[], object] | None = None
 
     def process_event(self, event: Any) -> None:
         super().process_event(event)
-        if self.leaves is not None and isinstance(event, Frame) and event.opcode is Opcode.CLOSE:
+        kind = event.opcode if isinstance(event, Frame) else None
+        if kind is Opcode.CLOSE and self.leaves is not None:
             self.leaves()
+        elif kind is Opcode.PING and self.transport.get_write_buffer_size() > MOST:
+            self.transport.abort()
 
 
 class _Client:
@@ -321,7 +330,10 @@ class _Client:
             self._fall_behind()
 
     def _hand_over(self, message: bytes) -> None:
-        """Give a message to the socket, unless that is lost: of what is written then asyncio complains on stderr."""
+        """Give a message to the socket, unless that is lost: of what is written then asyncio complains on stderr.
+
+        ``broadcast`` is the library's name for a ``send`` that does not wait.
+        """
         if not self._connection.transport.is_closing():
             broadcast((self._connection,), message, text=True)
 
@@ -361,8 +373,14 @@ class _Client:
         self._hopeless = True
         self._outbox.clear()
         self.stop()
-        closing = self._connection.close(CloseCode.POLICY_VIOLATION, "You read too slowly.")
-        self._catching_up = asyncio.get_running_loop().create_task(closing)
+        self._catching_up = asyncio.get_running_loop().create_task(self._close())
+
+    async def _close(self) -> None:
+        """Close the socket, in any case: the library waits without end for a client to take the close frame."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSING):
+                await self._connection.close(CloseCode.POLICY_VIOLATION, "You read too slowly.")
+        self._connection.transport.abort()
 
 
 class _Generation:

@@ -29,7 +29,8 @@ def names(provider: str | None, character: object = "Jazz", talk: list[Any] = TA
 
 def test_names_go_where_they_are_taken() -> None:
     assert names("openai") == [None, "Ann", None, "Jazz", "Jazz", "add"]
-    assert names("mistral") == [None, None, None, None, None, "add"]
+    for provider in ("mistral", "groq", "azure"):
+        assert names(provider) == [None, None, None, None, None, "add"]
     assert names(None) == [None, "Ann", "Bob B.", None, None, "add"]
 
 
@@ -66,6 +67,11 @@ def test_null_is_no_limit_and_nothing_is_the_default() -> None:
     assert options({"model_id": "m", "stop_tokens": []}) == {"model": "m"}
 
 
+def test_a_whole_number_may_be_written_as_a_float() -> None:
+    limit = options({"model_id": "m", "max_output_length": 200.0})["max_tokens"]
+    assert (limit, type(limit)) == (200, int)
+
+
 def test_a_model_that_is_not_named() -> None:
     assert options({"model_id": ""}, loaded=Loaded(None, ("a", "b"), "b"))["model"] == "b"
     assert options({}, loaded=Loaded(None, ("only",)))["model"] == "only"
@@ -76,6 +82,7 @@ def test_a_model_that_is_not_named() -> None:
 @pytest.mark.parametrize(
     "params",
     [{"stop_tokens": [1, 2]}, {"stop_tokens": ["a", 1]}, {"model_id": 1}]
+    + [{"max_output_length": value} for value in (0, -1, 0.5, "200", True, float("inf"), float("nan"))]
     + [{"timeout_ms": value} for value in (0, -1, "1", True, [], float("inf"), float("nan"), 1e13)],
 )
 def test_params_that_mean_nothing(params: dict[str, Any]) -> None:

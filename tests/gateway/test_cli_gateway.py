@@ -136,6 +136,7 @@ def test_a_port_that_is_taken() -> None:
         done = run("--port", str(taken.getsockname()[1]))
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "in use" in done.stderr
+    assert "--port" in done.stderr
 
 
 def test_help() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -124,6 +125,17 @@ def test_every_method(js: Callable[..., Any], gateway: str, server: FakeServer) 
     sent = server.requests[-1].json()
     assert (sent["model"], sent["max_tokens"], sent["stop"]) == ("small", 7, ["x"])
     assert server.requests[-1].headers["authorization"] == "Bearer sk-good"
+
+
+def test_the_readmes_program(gateway: str, packages: Path, tmp_path: Path) -> None:
+    (code,) = re.findall(r"```js\n(.*?)```", (HERE.parent.parent / "README.md").read_text(), re.DOTALL)
+    assert "ws://127.0.0.1:7562" in code
+    assert '"ollama"' in code
+    (tmp_path / "client.mjs").write_text((PAGE / "client.js").read_text())
+    (tmp_path / "node_modules").symlink_to(packages)
+    (tmp_path / "program.mjs").write_text(code.replace("ws://127.0.0.1:7562", gateway).replace('"ollama"', '"fake"'))
+    said = run(str(tmp_path / "program.mjs")).stdout
+    assert re.fullmatch(r"Hello, world!\n\d+ tokens\n", said), said
 
 
 def test_what_a_provider_needs_is_told(js: Callable[..., Any], gateway: str) -> None:

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,38 @@ async def test_a_whole_answer() -> None:
 
 
 @scenario
+async def test_what_the_published_client_sends_where_its_user_says_nothing() -> None:
+    talk = [{"role": "assistant", "content": "Hi.", "name": None}, {"role": "user", "content": "What is new?", "name": "Ann"}]
+    defaults = {"model_id": "", "character_name": "AI", "temperature": 1.0, "max_output_length": 200, "stop_tokens": ["\r", "\n"], "timeout_ms": 60000}
+    with FakeServer() as model:
+        async with talking() as client:
+            await client.load("deepseek", base_url=model.url)
+            assert (await client.generate(messages=talk, **defaults))["error"] == "SUCCESS"
+        asked = model.requests[-1].json()
+    assert asked.pop("messages") == [{"role": "assistant", "content": "Hi.", "name": "AI"}, talk[1]]
+    assert asked == {"model": "fake-model", "temperature": 1.0, "max_tokens": 200, "stop": ["\r", "\n"]}
+
+
+@scenario
+async def test_the_readmes_talk(tmp_path: Path) -> None:
+    readme = (Path(__file__).parent.parent.parent / "README.md").read_text()
+    lines = re.findall(r"^([<>]) (\{.*)$", readme.split("## Gateway")[1], re.MULTILINE)
+    assert len(lines) > 5
+    with FakeServer() as model:
+        model.reply("Hello!")
+        (tmp_path / "llm.yaml").write_text(f"ollama:\n  base_url: {model.url}\n")
+        async with talking(config=tmp_path / "llm.yaml") as client:
+            for way, line in lines:
+                if way == ">":
+                    await client.socket.send(line)
+                    continue
+                heard = await client.hear()
+                if "{...}" in line:
+                    assert heard.pop("usage")
+                assert heard == json.loads(line.replace('"usage": {...}, ', ""))
+
+
+@scenario
 async def test_a_stream() -> None:
     with FakeServer() as model:
         async with talking(model.url) as client:
@@ -210,6 +243,24 @@ async def test_without_a_list_of_models_a_call_proves_the_key() -> None:
             named = await client.load("novelai", base_url=model.url, api_key="k", preload_model_id="none")
             assert named["error"] == "INVALID_MODEL"
         assert all(request.path == "/v1/chat/completions" for request in model.requests)
+
+
+@scenario
+async def test_a_list_that_all_may_read_proves_no_key() -> None:
+    async def model(request: Request, reply: Reply) -> None:
+        if request.path.endswith("/models"):
+            await reply.json({"data": [{"id": "m"}]})
+        elif request.headers["authorization"] == "Bearer right":
+            await reply.json({"error": {"message": "unnamed is not a valid model ID", "code": 400}}, 400)
+        else:
+            await reply.json({"error": {"message": "User not found.", "code": 401}}, 401)
+
+    with FakeServer(model) as server:
+        async with talking() as client:
+            assert (await client.load("openrouter", base_url=server.url, api_key="wrong"))["error"] == "AUTHORIZATION"
+            assert (await client.load("openrouter", base_url=server.url, api_key="right"))["error"] == "SUCCESS"
+            await client.say("get_models")
+            assert (await client.hear("get_models_done"))["models"] == ["m"]
 
 
 # --- every error code ---------------------------------------------------------------------------------------------
@@ -438,6 +489,19 @@ async def test_who_leaves_without_a_word_interrupts_too() -> None:
             await left(model)
 
 
+@scenario
+async def test_who_leaves_leaves_no_connection_behind() -> None:
+    with FakeServer() as old, FakeServer() as new:
+        async with Gateway(port=0) as gateway:
+            async with connecting(gateway) as client:
+                for model in (old, new):
+                    await client.load(base_url=model.url)
+                    await client.generate()
+                assert new.connections
+            for model in (old, new):
+                await asyncio.to_thread(model.wait_for, lambda it: not it.connections, 2)  # the pool itself would take 4 s
+
+
 # --- messages that are none -----------------------------------------------------------------------------------------
 
 
@@ -469,6 +533,33 @@ async def test_a_duplicate_harms_the_newcomer_only() -> None:
             error = await client.hear("error")
             assert (error["unique_request_id"], error["error"]) == (id_, "UNEXPECTED")
             assert (await client.rest(id_))[0] == MANY[1:]
+
+
+@scenario
+async def test_fragments_pings_and_an_offer_to_compress() -> None:
+    async def pieces(text: str) -> AsyncIterator[str]:
+        for character in text:
+            yield character
+
+    async with Gateway(port=0) as gateway, connect(gateway.url.replace("http", "ws", 1), compression="deflate") as socket:
+        client = Client(gateway, socket)
+        assert not socket.protocol.extensions
+        await socket.send(pieces(json.dumps({"type": "get_models", "unique_request_id": "in pieces"})))
+        assert (await client.hear("get_models_done"))["unique_request_id"] == "in pieces"
+        await asyncio.wait_for(await socket.ping(), 5)
+
+
+@scenario
+async def test_who_speaks_before_the_handshake_is_answered() -> None:
+    request = b'{"type": "get_models", "unique_request_id": "early"}'
+    headers = "Host: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+    async with Gateway(port=0) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(f"GET / HTTP/1.1\r\n{headers}\r\n\r\n".encode() + bytes([0x81, 0x80 | len(request), 0, 0, 0, 0]) + request)
+        heard = await asyncio.wait_for(reader.readuntil(b'"early"'), 5)
+        assert heard.startswith(b"HTTP/1.1 101 ")
+        writer.close()
+        await writer.wait_closed()
 
 
 @scenario
@@ -621,6 +712,16 @@ async def test_it_ends_in_time_whatever_its_clients_do() -> None:
         writer.close()
     with contextlib.suppress(ConnectionError):
         await writer.wait_closed()
+
+
+@scenario
+async def test_a_gateway_may_run_again() -> None:
+    gateway = Gateway(port=0)
+    for _ in range(2):
+        async with gateway, connecting(gateway) as client:
+            await client.say("get_providers")
+            await client.hear("get_providers_done")
+        await asyncio.wait_for(gateway.wait_closed(), 2)
 
 
 def test_a_gateway_that_does_not_run_has_no_address() -> None:
