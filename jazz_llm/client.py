@@ -595,7 +595,7 @@ class OpenAICompatibleLLM:
             raise LLMClosedError("The client is closed.")
 
 
-def _rebuild(cls: type[L], arguments: dict[str, Any], streams: Any) -> L:
+def _rebuild(cls: Callable[..., L], arguments: dict[str, Any], streams: Any) -> L:
     llm = cls(**arguments)
     if not check_flag("stream_enabled", streams):
         llm._config = replace(llm._config, streams=False)
@@ -639,12 +639,21 @@ class _Shared:
 
     def begin_anew(self) -> None:
         """Leave to the parent process what is the parent's, calls and locks too: this is its forked child."""
-        for clock in self._calls:
+        for clock in list(self._calls):  # a finalizer may take one out meanwhile
             clock.disown()
         for pool in (self._pool, self._apool):
             if pool is not None:
                 pool.abandon()
         self._begin()
+
+    def rest(self) -> None:
+        """Close the pools at the interpreter's end; a call that comes after this all the same opens its own."""
+        if self._calls and threading.active_count() > 1:  # of daemon threads: the process's end is no error of theirs
+            return
+        pools, self._pool, self._apool = (self._pool, self._apool), None, None
+        for pool in pools:
+            if pool is not None:
+                pool.close()
 
     def begin(self, clock: Clock, owner: OpenAICompatibleLLM) -> None:
         """Note a call under way."""
@@ -699,11 +708,11 @@ def _begin_anew_all() -> None:
         shared.begin_anew()
 
 
-def _close_all() -> None:
+def _rest_all() -> None:
     for shared in list(_living):
-        shared._close_sockets()
+        shared.rest()
 
 
-atexit.register(_close_all)
+atexit.register(_rest_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin_anew_all)

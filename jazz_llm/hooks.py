@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +11,7 @@ from .errors import LLMConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Self
 
     from .errors import LLMError
     from .types import LLMResponse
@@ -88,6 +90,12 @@ class Hooks:
             hook = getattr(self, name)
             if hook is not None and not callable(hook):
                 raise LLMConfigurationError(f"Hooks: {name} must be a function, not {type(hook).__name__}.")
+            if inspect.iscoroutinefunction(hook):
+                raise LLMConfigurationError(f"Hooks: {name} must not be async, since nobody awaits it.")
+
+    def __deepcopy__(self, memo: object) -> Self:
+        # As a function is: a method would take its object along, a counter or a tracer, which then nobody reads.
+        return self
 
 
 def check_hooks(hooks: Hooks | Sequence[Hooks] | None) -> tuple[Hooks, ...]:

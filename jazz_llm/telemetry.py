@@ -230,7 +230,8 @@ def _asked(record: RequestRecord) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # OTLP's integers have 64 bits: one that is larger would cost its exporter the whole batch.
+    return isinstance(value, int | float) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def _answered(record: RequestRecord, response: LLMResponse[Any]) -> dict[str, Any]:

@@ -198,6 +198,12 @@ class _ToStderr(logging.StreamHandler[Any]):
         """Return stderr."""
         return sys.stderr
 
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, unless a handler of the program's own writes it there too."""
+        theirs = (other.level for other in logging.root.handlers if getattr(other, "stream", None) is sys.stderr)
+        if not any(record.levelno >= level for level in theirs):
+            super().emit(record)
+
 
 def _log_to_stderr(level: str | None) -> None:
     """Write the log to stderr as ``JAZZ_LLM_LOG`` asks for."""

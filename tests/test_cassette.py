@@ -43,6 +43,7 @@ from jazz_llm import (
 from jazz_llm.client import _Shared
 from jazz_llm.providers import BY_NAME
 from jazz_llm.testing import FakeServer, Reply, Request, cassette, cassettes, sse_chunk
+from jazz_llm.testing.cassette_calls import Played
 from jazz_llm.testing.cassette_secrets import Secrets
 
 from .colours import Async, Sync
@@ -192,7 +193,10 @@ def test_a_replay_does_not_wait_between_tries_and_one_at_pace_does(tmp_path: Pat
     with FakeServer() as server, client(server.url) as llm, cassette(tmp_path / "t.yaml"):
         server.fail(429, retry_after=0.3)
         colour.generate(llm)
-    for pace, fits in ((False, lambda s: s < 0.3), (True, lambda s: s >= 0.3)):
+    for pace, wait, fits in ((True, "0.3", lambda s: s >= 0.3), (False, "60", lambda s: s < 30)):
+        document = yaml.safe_load((tmp_path / "t.yaml").read_text("utf-8"))
+        document["exchanges"][0]["answer"]["headers"]["retry-after"] = wait
+        (tmp_path / "t.yaml").write_text(yaml.safe_dump(document), "utf-8")
         began = time.monotonic()
         with client(server.url) as llm, cassette(tmp_path / "t.yaml", pace=pace):
             assert colour.generate(llm).metrics.attempts == 2
@@ -342,13 +346,23 @@ def test_a_call_that_was_cancelled_before_an_answer_came(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("close", ["stream", "client"])
-def test_closing_while_a_replay_at_pace_waits(tmp_path: Path, colour: Colour, close: str) -> None:
+def test_closing_while_a_replay_at_pace_waits(tmp_path: Path, colour: Colour, close: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, waits = Played._until_read, threading.Event()
+
+    def until_read(played: Played) -> float:
+        seconds = real(played)
+        if seconds > 1:
+            waits.set()
+        return seconds
+
+    monkeypatch.setattr(Played, "_until_read", until_read)
     with FakeServer() as server, client(server.url) as llm, cassette(tmp_path / "t.yaml"):
         server.reply(["a", "b"], delay=0.3)
         llm.stream("hi").finish()
     slow_down(tmp_path, after=1)
     with client(server.url) as llm, cassette(tmp_path / "t.yaml", pace=True):
-        met = colour.close_while_reading(llm, lambda: time.sleep(0.1), close)
+        met = colour.close_while_reading(llm, lambda: waits.wait(5), close)
+    assert waits.is_set()
     errors = [item for item in met if isinstance(item, Exception)]
     assert [type(error) for error in errors] == ([] if close == "stream" else [LLMClosedError])
 
@@ -371,11 +385,12 @@ def test_recorded_pace(tmp_path: Path, colour: Colour) -> None:
     times = [read["at"] for read in held(tmp_path)[0]["answer"]["reads"]]
     assert times == sorted(times)
     assert times[-1] - times[0] >= 0.19
-    for pace, fits in ((False, lambda s: s < 0.28), (True, lambda s: s >= 0.28)):
+    for pace, fits in ((True, lambda s: s >= 0.28), (False, lambda s: s < 30)):
         with client(server.url) as llm, cassette(tmp_path / "t.yaml", pace=pace):
             began = time.monotonic()
             assert colour.stream(llm)[0] == ["a", "b", "c"]
             assert fits(time.monotonic() - began)
+        slow_down(tmp_path, after=1)
 
 
 def test_a_replay_at_pace_keeps_to_the_timeouts(tmp_path: Path, colour: Colour) -> None:

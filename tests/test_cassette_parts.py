@@ -284,12 +284,12 @@ def test_what_was_stripped_may_be_another_secret_now() -> None:
 def test_many_marks_in_one_text_take_no_time() -> None:
     held, asked = (f"x {' b '.join([word] * times)} end" for word, times in ((MARK, 8), ("sk_another", 300)))
     tape = Tape("t.yaml", [exchange({"a": held, "b": "1"}, b"1")])
-    began = time.perf_counter()
+    began = time.process_time()
     assert tape.answer_to(Asked("POST", "https://api.test/", {"a": asked, "b": "1"})).reads == [(0.0, b"1")]
     for other in ({"a": asked, "b": "2"}, {"a": f"{asked}!", "b": "1"}, {"a": asked, "b": "1", "c": "end"}):
         with pytest.raises(LLMConfigurationError, match="differs in"):
             tape.answer_to(Asked("POST", "https://api.test/", other))
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_a_changed_request_says_what_differs_from_the_nearest() -> None:

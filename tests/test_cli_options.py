@@ -211,6 +211,13 @@ def test_variables_say_it(folder: Path) -> None:
     assert {request.headers["authorization"] for request in server.requests} == {"Bearer sk-variable"}
 
 
+def test_where_streams_are_switched_off_the_answer_is_asked_for_whole() -> None:
+    with FakeServer() as server:
+        done = run("--base-url", server.url, "-m", "m", "hi", JAZZ_LLM__STREAM_ENABLED="false")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "Hello, world!\n", "")
+        assert not server.requests[0].json().get("stream")
+
+
 def test_a_key_of_the_variables_does_not_go_to_a_url_of_the_options(folder: Path) -> None:
     variables = {"JAZZ_LLM__BASE_URL": "http://127.0.0.1:1", "JAZZ_LLM__PROVIDER": "azure", "JAZZ_LLM__API_KEY": "sk-variable", "JAZZ_LLM__MODEL": "m"}
     with FakeServer() as server:

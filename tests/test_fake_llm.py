@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from jazz_llm import (
+    LLMCapabilityError,
     LLMClosedError,
     LLMConfigurationError,
     LLMConnectionError,
@@ -250,6 +251,14 @@ def test_copies_share_replies_and_log_and_pickles_begin_anew(colour: Colour) -> 
         assert isinstance(other, FakeLLM)
         assert other.calls == []
         assert colour.generate(other).text == "a"
+
+
+def test_streams_that_are_switched_off_stay_so_in_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAZZ_LLM__STREAM_ENABLED", "false")
+    llm = FakeLLM.from_env()
+    for other in (llm, llm.with_options(), copy.copy(llm), pickle.loads(pickle.dumps(llm))):
+        with pytest.raises(LLMCapabilityError):
+            other.stream("hi")
 
 
 def test_the_variable_of_the_mock_does_not_reach_it(colour: Colour, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import logging
 import pickle
@@ -592,6 +593,19 @@ def test_no_record_shows_content_in_its_repr(llm: OpenAICompatibleLLM, told: Tol
 
 def stay(record: RequestRecord) -> None:
     """Be picklable."""
+
+
+def test_a_hook_that_nobody_would_await_is_refused() -> None:
+    async def hook(_: Any) -> None: ...
+
+    with pytest.raises(LLMConfigurationError, match="on_error must not be async"):
+        Hooks(on_error=hook)
+
+
+def test_a_deep_copy_tells_the_same_hooks(server: FakeServer, told: Told) -> None:
+    with copy.deepcopy(OpenAICompatibleLLM("m", base_url=server.url, hooks=told.hooks)) as llm:
+        llm.generate("hi")
+    assert told.end().response.text == "ab"
 
 
 def test_hooks_go_through_pickle() -> None:

@@ -14,7 +14,7 @@ import jazz_llm
 ROOT = Path(jazz_llm.__file__).parent
 FLOORS = ["_version", "errors", "images", "types", "sse", "providers", "usage", "strict", "schema", "functions", "tools", "toolbox", "retry", "timing", "hooks", "config", "request", "tool_loop", "response", "transport", "mock", "watching", "streams", "settings", "client", "__init__", "telemetry", "local", "testing", "gateway", "cli", "__main__"]
 # httpx costs more to import than all of ours: only the transport may, and only when it is used.
-HEAVY = {"httpx", "httpcore", "h2", "tenacity", "asyncio", "click", "matplotlib", "rich", "prompt_toolkit", "websockets", "xllamacpp", "trustme", "urllib.request"}
+HEAVY = {"httpx", "httpcore", "h2", "tenacity", "asyncio", "click", "matplotlib", "rich", "prompt_toolkit", "websockets", "yaml", "opentelemetry", "xllamacpp", "trustme", "urllib.request"}
 MAY_IMPORT_AT_ONCE = {"transport", "testing", "cli"}
 
 

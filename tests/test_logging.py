@@ -196,6 +196,13 @@ def test_the_variable_writes_to_stderr(server: FakeServer, level: str, count: in
     assert LINE.search(written[-1])
 
 
+@pytest.mark.parametrize("own", ["", "level='WARNING'", "level='INFO', stream=sys.stdout"])
+def test_a_line_is_written_once_beside_the_programs_own_log(server: FakeServer, own: str) -> None:
+    configure = f"import logging, sys\nlogging.basicConfig({own})\n"
+    done = run(f"{configure}OpenAICompatibleLLM('m', base_url={server.url!r}).generate('hi')", JAZZ_LLM_LOG="info")
+    assert len(LINE.findall(done.stderr)) == 1
+
+
 @pytest.mark.parametrize("level", ["loud", "1", "warning"])
 def test_another_word_is_a_warning(level: str) -> None:
     done = run("print('alive')", JAZZ_LLM_LOG=level)

@@ -361,6 +361,47 @@ def test_fork_while_a_stream_is_read_in_another_thread(server: FakeServer, user:
         assert [frame.type for frame in server.frames if frame.type in ("GOAWAY", "RST_STREAM")] == []
 
 
+# --- the end of the interpreter
+
+AT_THE_END = """
+import asyncio, atexit, threading
+last = []
+atexit.register(lambda: [function() for function in last])  # before jazz_llm's own, so after it
+from jazz_llm import OpenAICompatibleLLM
+llm = OpenAICompatibleLLM('m', base_url={url!r}, verify={verify!r})
+texts, began = [], threading.Event()
+def read():
+    for text in llm.stream('hold'):
+        texts.append(text)
+        began.set()
+async def aread():
+    async for text in llm.astream('hold'):
+        texts.append(text)
+        began.set()
+reader = threading.Thread(target={read}, daemon=True)
+def end():
+    print(llm.generate('release').text)
+    if reader.ident:
+        reader.join()
+    print(*texts)
+last.append(end)
+{before}
+"""
+
+
+@pytest.mark.parametrize(
+    ("read", "before"),
+    [("read", "reader.start(); began.wait()"), ("lambda: asyncio.run(aread())", "reader.start(); began.wait()"), ("read", "llm.generate('hi')")],
+    ids=["a stream in a daemon thread", "one in its loop", "an idle connection"],
+)
+def test_the_interpreters_end_breaks_no_call(server: FakeServer, read: str, before: str) -> None:
+    verify = True if server.authority is None else server.authority.path
+    code = AT_THE_END.format(url=server.url, verify=verify, read=read, before=before)
+    done = subprocess.run([sys.executable, "-X", "dev", "-W", "error", "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == (["ab", "a", "b"] if "reader" in before else ["ab"])
+
+
 # --- fork: locks
 
 

@@ -145,7 +145,7 @@ def test_chunks_come_at_their_times(colour: Colour) -> None:
         response = colour.stream(llm)[1].response
         assert time.monotonic() - began >= 0.4
         assert response is not None
-        assert 100 <= (response.metrics.time_to_first_token_ms or 0) < 300
+        assert 100 <= (response.metrics.time_to_first_token_ms or 0) < 400
         server.reply(["a", "b", "c"], delay=[0.2, 0.0])
         response = colour.stream(llm)[1].response
         assert response is not None

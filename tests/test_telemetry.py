@@ -162,6 +162,13 @@ def test_a_call_is_a_client_span(colour: Sync | Async, watched: Watched) -> None
     assert span.instrumentation_scope.name == "jazz_llm"
 
 
+def test_a_number_that_otlp_cannot_hold_is_left_out(watched: Watched) -> None:
+    watched.llm.generate("hi", extra_body={"seed": 2**63, "top_k": float("nan"), "max_tokens": 5})
+    found = attributes(watched.span())
+    assert found["gen_ai.request.max_tokens"] == 5
+    assert not found.keys() & {"gen_ai.request.seed", "gen_ai.request.top_k"}
+
+
 @pytest.mark.parametrize("what", ["stream", "events"])
 def test_a_stream_is_a_span_until_its_end(colour: Sync | Async, watched: Watched, what: str) -> None:
     _, stream = getattr(colour, what)(watched.llm)

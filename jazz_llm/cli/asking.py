@@ -47,7 +47,7 @@ def read_schema(path: str) -> dict[str, Any]:
 
 def ask(llm: OpenAICompatibleLLM, messages: list[Message], manner: Manner, view: PlainView | MarkdownView) -> LLMResponse[Any]:
     """Ask, show the answer on ``view``, and return it; what was shown of one that is interrupted is ``view.text``."""
-    if manner.tools or manner.whole or manner.schema is not None:
+    if manner.tools or manner.whole or manner.schema is not None or not llm._config.streams:
         response = _whole(llm, messages, manner)
         with view:
             view.write(_words(response) if manner.schema is None else _json(response.parsed))

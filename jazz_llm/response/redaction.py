@@ -16,11 +16,14 @@ _SHORTEST = 4  # characters of a key; fewer are in every other word
 _SECRET = 10  # characters of a key from which on it is no word of an answer; "lm-studio" and "EMPTY" may be
 _MARK = "***"
 _BEGINNING = 6  # characters of a key that may be no other word's
+_LONGEST = 2**20  # characters of a text that spells the key oddly, above which all of it is dropped
 _DEPTH = 3  # spellings one within another
 _NAMED = {"quot": '"', "apos": "'", "lt": "<", "gt": ">", "amp": "&"}
+# It begins with a set of characters, so that the engine looks for these alone.
 _ESCAPED = re.compile(
-    r"(?:\\+(?:u00|x)|%)([0-9a-fA-F]{2})|\\+u0{0,2}\w?\Z|&#[xX]0{0,4}([0-9a-fA-F]{2});|&#0{0,4}(\d{2,3});|&(quot|apos|lt|gt|amp);|\\+"
-    r"|[%&]#?\w{0,6}\Z"  # one that was cut
+    r"[\\%&](?:(?:(?<=\\)\\*(?:u00|x)|(?<=%))([0-9a-fA-F]{2})|(?<=\\)\\*u0{0,2}\w?\Z"
+    r"|(?<=&)(?:#[xX]0{0,4}([0-9a-fA-F]{2});|#0{0,4}(\d{2,3});|(quot|apos|lt|gt|amp);)|(?<=\\)\\*"
+    r"|(?<=[%&])#?\w{0,6}\Z)"  # one that was cut
 )
 
 
@@ -63,10 +66,15 @@ def spans(text: str, secret: str | None, *, cut: bool = False) -> list[tuple[int
     if secret[:_BEGINNING] not in text and "\\" not in text and "%" not in text and "&" not in text:
         return []
     found = [(one.start(), one.end()) for one in re.finditer(re.escape(secret), text)]
-    key, _ = _unescaped(secret)
+    key = _resolved(secret)
     if len(key) < _SHORTEST:
         return found
-    plain, places = _unescaped(text.replace(secret, "\0" * len(secret)))
+    masked = text.replace(secret, "\0" * len(secret))
+    if not any(_plain_spans(_resolved(masked), key, cut=cut)):  # as most are: to know all places costs forty times the text
+        return found
+    if len(text) > _LONGEST:
+        return [(0, len(text))]
+    plain, places = _unescaped(masked)
     for begin, end in _plain_spans(plain, key, cut=cut):
         last = places[end - 1]
         # What is dropped behind the key is another's: the backslash of a quote, without which JSON would end there.
@@ -86,8 +94,17 @@ def _plain_spans(text: str, key: str, *, cut: bool) -> Iterator[tuple[int, int]]
             break
 
 
+def _resolved(text: str) -> str:
+    """Return the text with escapes resolved and backslashes dropped."""
+    for _ in range(_DEPTH):
+        text, found = _ESCAPED.subn(_meaning, text)
+        if not found:
+            break
+    return text
+
+
 def _unescaped(text: str) -> tuple[str, Sequence[int]]:
-    """Return the text with escapes resolved and backslashes dropped, and where each of its characters, and its end, was."""
+    """Do what ``_resolved`` does, and return where each of its characters, and its end, was too."""
     places: Sequence[int] = range(len(text) + 1)
     for _ in range(_DEPTH):
         pieces: list[str] = []

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LLMError
 from ..response.headers import retry_hint
-from ..transport.alarm import Alarm, Ticker, Work, running_loop
+from ..transport.alarm import Work, asleep, pause, running_loop
 from .cassette_secrets import Secrets
 from .cassette_tape import Answer, Take, Takes, Tape, asked_of, readable
 
@@ -168,8 +167,7 @@ class Player:
 
     async def asleep(self, clock: Clock, seconds: float) -> None:
         """Do what ``sleep`` does, awaiting."""
-        clock.outside()
-        await _await(clock, seconds if self._pace else 0.0)
+        await asleep(clock, seconds if self._pace else 0.0)
 
     def _played(self, request: Request, clock: Clock) -> Played:
         secrets = Secrets()
@@ -198,7 +196,7 @@ class Played:
 
     async def await_head(self) -> None:
         """Do what ``wait_for_head`` does, awaiting."""
-        await _await(self._clock, self._until_head())
+        await pause(self._clock, self._until_head())
 
     def head(self) -> Played:
         """Begin the answer, or fail as it did."""
@@ -213,7 +211,7 @@ class Played:
 
     async def aread(self) -> bytes:
         """Do what ``read`` does, awaiting."""
-        await _await(self._clock, self._until_read())
+        await pause(self._clock, self._until_read())
         return self._take()
 
     def raw_headers(self) -> Headers:
@@ -260,14 +258,3 @@ def _wait(clock: Clock, seconds: float) -> None:
     clock.sleep(seconds if left is None else min(left, seconds))
     if clock.over():
         raise clock.failure()
-
-
-async def _await(clock: Clock, seconds: float) -> None:
-    """Do what ``_wait`` does, awaiting; others have their turn even where there is nothing to wait for."""
-    loop = asyncio.get_running_loop()
-    ticker, alarm = Ticker(loop), Alarm(clock, loop)
-    ticker.add(alarm)
-    try:
-        await alarm.guard(asyncio.sleep(seconds))
-    finally:
-        ticker.stop()

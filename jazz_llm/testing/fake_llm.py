@@ -11,12 +11,13 @@ import copy
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import orjson
 from typing_extensions import override
 
-from ..client import OpenAICompatibleLLM, _Shared
+from ..client import OpenAICompatibleLLM, _rebuild, _Shared
 from ..errors import LLMConfigurationError, LLMError
 from ..mock import MockAnswers
 from ..types import ToolCall
@@ -86,11 +87,7 @@ class FakeLLM(OpenAICompatibleLLM):
         return self._answers.calls
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self._replies, self._config.arguments)
-
-
-def _rebuild(cls: type[FakeLLM], replies: tuple[FakeReply, ...], arguments: dict[str, Any]) -> FakeLLM:
-    return cls(*replies, **arguments)
+        return _rebuild, (partial(type(self), *self._replies), self._config.arguments, self._config.streams)
 
 
 @dataclass(frozen=True, slots=True)

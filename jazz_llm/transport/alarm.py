@@ -140,8 +140,13 @@ class Ticker:
 
 async def asleep(clock: Clock, seconds: float) -> None:
     """Wait between two tries, unless the clock ends it."""
-    loop = asyncio.get_running_loop()
     clock.outside()
+    await pause(clock, seconds)
+
+
+async def pause(clock: Clock, seconds: float) -> None:
+    """Wait, unless the clock runs out or is interrupted before; others have their turn even where it is 0 s."""
+    loop = asyncio.get_running_loop()
     ticker, alarm = Ticker(loop), Alarm(clock, loop)
     ticker.add(alarm)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ..canary import Watch
 from ..colours import Async, Sync
 
 WIRES = ("http1", "http1-tls", "http2-tls", "prior-knowledge", "stock-httpx")
+NOT_RECORDED = {"http1", "http2-tls"}  # a recorder stands between a call and its pool: each protocol has a wire without
 
 
 @dataclass
@@ -69,7 +70,8 @@ def no_secret_leaks(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[
         if "stock-httpx" not in request.node.name:
             echo_the_key(patch)
         watch.files.append(tmp_path / "cassette.yaml")
-        with cassette(watch.files[0]):
+        wire = getattr(request.node, "callspec", None) and request.node.callspec.params.get("wire")
+        with nullcontext() if wire in NOT_RECORDED else cassette(watch.files[0]):
             yield
     leaks = watch.leaks()
     watch.forget()
