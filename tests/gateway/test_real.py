@@ -338,7 +338,7 @@ async def test_a_thousand_connections_leave_nothing_behind() -> None:
     with FakeServer() as model:
         async with command() as gateway:
             descriptors = gateway.descriptors
-            await visits(300)
+            await visits(1000)  # until allocator and caches have what they keep
             await until(lambda: gateway.descriptors <= descriptors)
             memory = gateway.memory
             await visits(1000)
