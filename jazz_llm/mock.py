@@ -71,6 +71,11 @@ class MockResponse:
         self.close()
 
 
+def words_of(text: str) -> list[str]:
+    """Return a text in the pieces of a made-up stream: each word with the space behind it."""
+    return re.findall(r"\S+\s*|\s+", text)
+
+
 def _parse(text: str) -> list[str]:
     try:
         answers = json.loads(text)
@@ -89,8 +94,9 @@ def _whole(text: str, model: str) -> bytes:
 
 
 def _stream(text: str, model: str) -> list[bytes]:
-    pieces = re.findall(r"\S+\s*|\s+", text)
-    chunks: list[dict[str, object]] = [{"index": 0, "delta": {"content": piece}, "finish_reason": None} for piece in pieces]
+    chunks: list[dict[str, object]] = [
+        {"index": 0, "delta": {"content": piece}, "finish_reason": None} for piece in words_of(text)
+    ]
     chunks.append({"index": 0, "delta": {}, "finish_reason": "stop"})
     events = [b"data: " + _dump("chat.completion.chunk", model, chunk) + b"\n\n" for chunk in chunks]
     return [*events, b"data: [DONE]\n\n"]

@@ -384,7 +384,7 @@ def _tool_call(i: int, call: Any) -> Any:
     if not isinstance(call, ToolCall):
         return call
     try:
-        arguments = call.raw_arguments or orjson.dumps(call.arguments, default=_plain).decode()
+        arguments = call.raw_arguments or orjson.dumps(call.arguments, default=json_default).decode()
     except (TypeError, ValueError, RecursionError) as error:
         reason = str(error)
     else:
@@ -497,13 +497,13 @@ def _timeouts(config: Config, options: Mapping[str, Any], streams: bool) -> Time
 
 def _dump(body: dict[str, Any], messages: list[dict[str, Any]]) -> bytes:
     try:
-        return orjson.dumps(body, default=_plain)
+        return orjson.dumps(body, default=json_default)
     except (TypeError, ValueError, RecursionError) as error:
         reason = str(error)
     raise LLMInvalidRequestError(f"{_culprit(body, messages)} cannot be sent as JSON: {reason}.")
 
 
-def _plain(value: Any) -> Any:
+def json_default(value: Any) -> Any:
     """Serialize what users hand in: pydantic models, mappings and sequences of other kinds."""
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json", exclude_none=True)
@@ -519,7 +519,7 @@ def _culprit(body: dict[str, Any], messages: list[dict[str, Any]]) -> str:
     named = [*((f"messages[{i}]", m) for i, m in enumerate(messages)), *fields]
     for name, value in named:
         try:
-            orjson.dumps(value, default=_plain)
+            orjson.dumps(value, default=json_default)
         except (TypeError, ValueError, RecursionError):
             return name
     return "the request"

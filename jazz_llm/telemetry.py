@@ -20,7 +20,7 @@ import orjson
 from ._version import __version__
 from .errors import LLMConfigurationError, LLMError
 from .hooks import ErrorRecord, Hooks, RequestRecord, ResponseRecord
-from .request import _plain
+from .request import json_default
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import Histogram, MeterProvider
@@ -331,4 +331,4 @@ def _output(choice: Choice, response: LLMResponse[Any]) -> dict[str, Any]:
 
 
 def _json(value: Any) -> str:
-    return orjson.dumps(value, default=_plain).decode()
+    return orjson.dumps(value, default=json_default).decode()

@@ -18,7 +18,7 @@ import orjson
 from .config import check_count
 from .errors import LLMClosedError, LLMError, LLMInvalidRequestError, LLMToolCallError
 from .functions import inner
-from .request import _plain, wire_messages
+from .request import json_default, wire_messages
 from .schema import SchemaError, load
 from .toolbox import Toolbox
 from .tools import parse_arguments
@@ -188,7 +188,7 @@ def _text(value: Any) -> str:
     if isinstance(value, str):
         value.encode()  # raises where it cannot be sent
         return str.__str__(value)
-    return orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS).decode()
+    return orjson.dumps(value, default=json_default, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
 def _told(error: Exception) -> str:

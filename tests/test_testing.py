@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -52,42 +51,30 @@ def test_a_provider_without_a_shape_of_its_own_has_the_plain_one() -> None:
 # --- set_testing
 
 
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with FakeServer() as server:
-        yield server
-
-
-@pytest.fixture
-def llm(server: FakeServer) -> Iterator[OpenAICompatibleLLM]:
-    with OpenAICompatibleLLM("m", base_url=server.url) as llm:
-        yield llm
-
-
-def test_waits_are_left_out(colour: Sync | Async, server: FakeServer, llm: OpenAICompatibleLLM) -> None:
-    server.fail(429, retry_after=60)
-    server.fail(500)
+def test_waits_are_left_out(colour: Sync | Async, llm_server: FakeServer, llm: OpenAICompatibleLLM) -> None:
+    llm_server.fail(429, retry_after=60)
+    llm_server.fail(500)
     began = time.monotonic()
     with set_testing():
         assert colour.generate(llm).metrics.attempts == 3
     assert time.monotonic() - began < 3
 
 
-def test_waits_are_back_after_it(colour: Sync | Async, server: FakeServer, llm: OpenAICompatibleLLM) -> None:
+def test_waits_are_back_after_it(colour: Sync | Async, llm_server: FakeServer, llm: OpenAICompatibleLLM) -> None:
     with set_testing():
         with set_testing(False):
-            server.fail(429, retry_after=0.3)
+            llm_server.fail(429, retry_after=0.3)
             assert colour.generate(llm).latency_ms >= 300
-        server.fail(429, retry_after=9)
+        llm_server.fail(429, retry_after=9)
         assert colour.generate(llm).latency_ms < 5000
-    server.fail(429, retry_after=0.3)
+    llm_server.fail(429, retry_after=0.3)
     assert colour.generate(llm).latency_ms >= 300
 
 
-def test_a_call_without_with_lasts(server: FakeServer, llm: OpenAICompatibleLLM) -> None:
+def test_a_call_without_with_lasts(llm_server: FakeServer, llm: OpenAICompatibleLLM) -> None:
     set_testing()
     try:
-        server.fail(429, retry_after=60)
+        llm_server.fail(429, retry_after=60)
         began = time.monotonic()
         assert llm.generate("hi").text == "Hello, world!"
         assert time.monotonic() - began < 3
@@ -95,30 +82,30 @@ def test_a_call_without_with_lasts(server: FakeServer, llm: OpenAICompatibleLLM)
         set_testing(False)
 
 
-def test_what_is_decided_stays_the_same(colour: Sync | Async, server: FakeServer, llm: OpenAICompatibleLLM) -> None:
+def test_what_is_decided_stays_the_same(colour: Sync | Async, llm_server: FakeServer, llm: OpenAICompatibleLLM) -> None:
     with set_testing():
-        server.fail(429, retry_after=1000)  # longer than max_retry_after
+        llm_server.fail(429, retry_after=1000)  # longer than max_retry_after
         with pytest.raises(LLMRateLimitError) as caught:
             colour.generate(llm)
         assert caught.value.attempts == 1
-        server.fail(429, retry_after=10)
+        llm_server.fail(429, retry_after=10)
         with pytest.raises(LLMRateLimitError) as caught:
             colour.generate(llm, deadline=5.0)
         assert caught.value.attempts == 1
 
 
 @pytest.mark.parametrize(("attempts", "made"), [(None, 3), (1, 1), (2, 2), (9, 3)])
-def test_tries_can_be_limited(colour: Sync | Async, server: FakeServer, llm: OpenAICompatibleLLM, attempts: int | None, made: int) -> None:
+def test_tries_can_be_limited(colour: Sync | Async, llm_server: FakeServer, llm: OpenAICompatibleLLM, attempts: int | None, made: int) -> None:
     for _ in range(5):
-        server.fail(500)
+        llm_server.fail(500)
     with set_testing(attempts=attempts), pytest.raises(LLMInternalError) as caught:
         colour.generate(llm)
-    assert caught.value.attempts == len(server.requests) == made
+    assert caught.value.attempts == len(llm_server.requests) == made
 
 
-def test_it_reaches_every_thread(server: FakeServer, llm: OpenAICompatibleLLM) -> None:
+def test_it_reaches_every_thread(llm_server: FakeServer, llm: OpenAICompatibleLLM) -> None:
     for _ in range(8):
-        server.fail(429, retry_after=60)
+        llm_server.fail(429, retry_after=60)
     began = time.monotonic()
     with set_testing(), ThreadPoolExecutor(4) as pool:
         assert {response.text for response in pool.map(llm.with_options(max_retries=9).generate, "abcd")} == {"Hello, world!"}

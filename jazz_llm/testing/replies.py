@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import difflib
 import random
-import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 import orjson
 
 from ..errors import LLMConfigurationError
+from ..mock import words_of
 from ..providers import BY_NAME
 from ..types import ToolCall
 
@@ -95,9 +95,9 @@ class Answer:
     def pieces(self) -> list[str]:
         """Return the text as a stream gives it."""
         if self.json is not None:
-            return _words(dumped("json", self.json))
+            return words_of(dumped("json", self.json))
         if isinstance(self.text, str):
-            return _words(self.text)
+            return words_of(self.text)
         if not isinstance(self.text, Sequence) or not all(isinstance(piece, str) for piece in self.text):
             raise LLMConfigurationError(f"text must be a text or a list of texts, not {_kind(self.text)}.")
         return list(self.text)
@@ -118,7 +118,7 @@ class Answer:
 
     def chunks(self, model: str) -> list[dict[str, Any]]:
         """Return the JSON of each ``chat.completion.chunk`` that says something."""
-        deltas: list[dict[str, Any]] = [{"reasoning_content": piece} for piece in _words(self.reasoning or "")]
+        deltas: list[dict[str, Any]] = [{"reasoning_content": piece} for piece in words_of(self.reasoning or "")]
         deltas += [{"content": piece} for piece in self.pieces()]
         deltas += [{"tool_calls": [delta]} for i, call in enumerate(_calls(self.tool_calls)) for delta in _fragments(i, call)]
         return [chunk(delta, None, model) for delta in deltas]
@@ -175,10 +175,6 @@ def _embedding(text: Any, size: int, packed: bool) -> list[float] | str:
     numbers = random.Random(repr(text))  # noqa: S311  # the same for the same text is all that is asked
     floats = [numbers.randrange(-128, 129) / 128 for _ in range(size)]  # exact as 32-bit floats too
     return base64.b64encode(struct.pack(f"<{size}f", *floats)).decode() if packed else floats
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\S+\s*|\s+", text)
 
 
 def _calls(tool_calls: Any) -> list[dict[str, Any]]:
